@@ -1,0 +1,201 @@
+"""Data sets, their parts, and the batches of an optimizer step as a function of (seed, step, rank).
+
+    Dataset --split("train")--> Split --take(rows)--> (x, y) as stored
+    KeyedBatches(split, ...): a Batch for each step
+    Encoded(split, view): (x1, y) as an objective reads it
+
+Stored values stay what they are: integer levels (kept as uint8 where they fit, int64 when taken) or float32.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from genkit.data.randomness import keyed_generator
+from genkit.errors import GenkitError, choose
+from genkit.registry import Registry
+from genkit.types import Batch, DataSpec, Generator, View
+
+SPLITS = ("train", "test")
+
+
+class Split(abc.ABC):
+    """The rows of one part of a data set."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows by number: index (B,) int64 -> x (B, *shape) int64 levels or float32, y (B,) int64 or None."""
+
+    @abc.abstractmethod
+    def to(self, device: torch.device | str) -> Split:
+        """The same rows, taken on `device`."""
+
+    @property
+    @abc.abstractmethod
+    def hash(self) -> str:
+        """SHA-256 (hex) of the content: equal rows in equal order have equal hashes, in every process."""
+
+
+class TensorSplit(Split):
+    """Rows held as one tensor on a device: taking a batch is one indexing, without a copy through the host.
+
+    x: (N, *shape), uint8 or int64 levels or float32. y: (N,) classes or None.
+    Raises GenkitError when x and y differ in length or there is no row.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor | None = None) -> None:
+        if len(x) == 0:
+            raise GenkitError("a split needs at least one row")
+        if y is not None and len(y) != len(x):
+            raise GenkitError(f"a split has {len(x)} rows but {len(y)} labels")
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        index = index.to(self.x.device)
+        x = self.x[index]
+        return x if x.is_floating_point() else x.long(), None if self.y is None else self.y[index].long()
+
+    def to(self, device: torch.device | str) -> TensorSplit:
+        return TensorSplit(self.x.to(device), None if self.y is None else self.y.to(device))
+
+    @cached_property
+    def hash(self) -> str:
+        digest = hashlib.sha256()
+        for tensor in (self.x, self.y):
+            if tensor is not None:
+                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class Encoded:
+    """A split seen through a view: rows as an objective models them. Couplings get this in `setup`."""
+
+    def __init__(self, split: Split, view: View) -> None:
+        self.split, self.view = split, view
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def take(self, index: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor | None]:
+        """index (B,) -> x1 (B, *shape) encoded, y (B,) or None."""
+        x, y = self.split.take(index)
+        return self.view.encode(x, generator=generator), y
+
+
+class Dataset(abc.ABC):
+    """A data set: what it holds (`spec`) and its two parts. A new one writes `spec` and `load`."""
+
+    spec: DataSpec
+
+    @abc.abstractmethod
+    def load(self, name: Literal["train", "test"]) -> Split:
+        """Reads or generates one part. Called once for each part."""
+
+    @cached_property
+    def train(self) -> Split:
+        return self.load("train")
+
+    @cached_property
+    def test(self) -> Split:
+        return self.load("test")
+
+    def split(self, name: Literal["train", "test"]) -> Split:
+        """One part, loaded once. Raises GenkitError for another name."""
+        if name not in SPLITS:
+            raise choose(name, SPLITS, "split")
+        return self.train if name == "train" else self.test
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of both parts and of what their numbers mean (shape, levels, classes)."""
+        spec = self.spec
+        content = (spec.shape, spec.levels, spec.classes, self.train.hash, self.test.hash)
+        return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+DATASETS: Registry[Dataset] = Registry(Dataset, "data set", "genkit.data")  # type: ignore[type-abstract]
+
+
+class KeyedBatches(IterableDataset[Batch]):
+    """The batches of optimizer steps start, ..., stop - 1, each a function of (seed, step, rank) alone.
+
+    The rows are an endless sequence of epochs, each a permutation of the split keyed by (seed, "data",
+    epoch). Step s takes the `batch_size` rows from s * batch_size on (so a batch may span epochs, and may be
+    larger than the split), and rank r of `world` its r-th part: joined over ranks, the batch does not depend
+    on the number of processes. To resume, start at another step.
+
+    For a loader: DataLoader(batches, batch_size=None), with any number of workers (each takes its turn).
+    Raises GenkitError for a batch that is not positive or does not divide by `world`, or a rank outside it.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int,
+        stop: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise GenkitError(f"rank {rank} is none of {world} processes, which count from 0")
+        if batch_size < 1 or batch_size % world:
+            nearest = max(1, round(batch_size / world)) * world
+            raise GenkitError(
+                f"the global batch of {batch_size} does not divide among {world} processes; try {nearest}"
+            )
+        if not 0 <= start <= stop:
+            raise GenkitError(f"steps run from {start} to {stop}: start must be in 0..stop")
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.start, self.stop, self.rank, self.world = start, stop, rank, world
+        self._epoch: tuple[int, Tensor] = (
+            -1,
+            torch.empty(0),
+        )  # the last order, not to draw it again
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for step in range(self.start + first, self.stop, stride):
+            yield self.batch(step)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step, this rank's part: x and y on the split's device, index (B / world,)."""
+        part = self.batch_size // self.world
+        index = self.rows(step)[self.rank * part : (self.rank + 1) * part]
+        x, y = self.split.take(index)
+        return Batch(x, y, index.to(x.device))
+
+    def rows(self, step: int) -> Tensor:
+        """Row numbers (batch_size,) of the global batch of `step`."""
+        n, first = len(self.split), step * self.batch_size
+        last = first + self.batch_size
+        epochs = range(first // n, (last - 1) // n + 1)
+        return torch.cat([self.permutation(e)[max(first - e * n, 0) : last - e * n] for e in epochs])
+
+    def permutation(self, epoch: int) -> Tensor:
+        """The order (N,) of the rows in one epoch."""
+        if self._epoch[0] != epoch:
+            generator = keyed_generator(self.seed, "data", epoch)
+            self._epoch = (epoch, torch.randperm(len(self.split), generator=generator))
+        return self._epoch[1]

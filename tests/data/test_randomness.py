@@ -1,0 +1,34 @@
+"""Keyed generators: a function of the key alone."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from genkit.data import keyed_generator
+
+
+def test_equal_keys_give_equal_streams() -> None:
+    first, again = keyed_generator(3, "data", 7), keyed_generator(3, "data", 7)
+    torch.rand(5, generator=first)
+    again_draws = torch.rand(10, generator=again)
+    assert torch.equal(torch.rand(5, generator=first), again_draws[5:])
+
+
+def test_every_part_of_the_key_matters() -> None:
+    keys = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 1), (0, "a1"), (0, "a", "1"), (0, 1, "a"), (0, "a", 11)]
+    seeds = {keyed_generator(*key).initial_seed() for key in keys}
+    assert len(seeds) == len(keys)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_stream_is_the_same_in_another_process() -> None:
+    code = "from genkit.data import keyed_generator; print(keyed_generator(5, 'x', 2).initial_seed())"
+    there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert int(there) == keyed_generator(5, "x", 2).initial_seed()
+
+
+def test_a_key_of_another_type_is_refused() -> None:
+    with pytest.raises(TypeError):
+        keyed_generator(0, torch.tensor(1))  # type: ignore[arg-type]
