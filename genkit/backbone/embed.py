@@ -1,0 +1,170 @@
+"""What stands around the trunk: tokens of the data, stems in front, heads behind, conditioning beside.
+
+    x (B, ...) ── Tokens.split ── (B, L, D) ── Stem ── (B, L, W) ── Transformer ── Head ── (B, L, D) ── Tokens.join
+    t (B,), y (B,), span ── Condition ── cond (B, W)
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from genkit.backbone.transformer import modulate
+from genkit.errors import GenkitError
+from genkit.types import DataSpec
+
+
+class Tokens(abc.ABC):
+    """A sample as a sequence of `length` tokens of `dim` values; `positions` (length, axes) says where each is."""
+
+    length: int
+    dim: int
+    positions: Tensor
+
+    @abc.abstractmethod
+    def split(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, length, dim)."""
+
+    @abc.abstractmethod
+    def join(self, tokens: Tensor) -> Tensor:
+        """The inverse of `split`."""
+
+
+class Patches(Tokens):
+    """Square patches of an image (C, H, W), row by row; a token holds its patch's p * p * C values."""
+
+    def __init__(self, shape: tuple[int, ...], patch: int) -> None:
+        channels, height, width = shape
+        if height % patch or width % patch:
+            raise GenkitError(f"model: patch {patch} does not divide the image size {height}x{width}")
+        self.patch, self.rows, self.columns = patch, height // patch, width // patch
+        self.length, self.dim = self.rows * self.columns, channels * patch * patch
+        self.positions = torch.cartesian_prod(torch.arange(self.rows), torch.arange(self.columns))
+
+    def split(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patch, q=self.patch)
+
+    def join(self, tokens: Tensor) -> Tensor:
+        return rearrange(
+            tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=self.rows, p=self.patch, q=self.patch
+        )
+
+
+class Coordinates(Tokens):
+    """A vector (D,), a coordinate a token."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        (self.length,), self.dim = shape, 1
+        self.positions = torch.arange(self.length)[:, None]
+
+    def split(self, x: Tensor) -> Tensor:
+        return x[..., None]
+
+    def join(self, tokens: Tensor) -> Tensor:
+        return tokens[..., 0]
+
+
+def tokens_of(spec: DataSpec, patch: int) -> Tokens:
+    """The tokens of a data set: patches of images, coordinates of vectors."""
+    if spec.image:
+        return Patches(spec.shape, patch)
+    if len(spec.shape) == 1:
+        return Coordinates(spec.shape)
+    raise GenkitError(f"data '{spec.name}' of shape {spec.shape}: images (C, H, W) and vectors (D,) are known")
+
+
+class Stem(nn.Module):
+    """Tokens of values to the width of the trunk, with learned positions: (B, L, D) -> (B, L, W)."""
+
+    def __init__(self, tokens: Tokens, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(tokens.dim, width)
+        self.position = nn.Parameter(0.02 * torch.randn(tokens.length, width))
+
+    def forward(self, tokens: Tensor, positions: slice | Tensor = slice(None)) -> Tensor:
+        """`positions`: which of the learned positions the tokens have."""
+        return self.proj(tokens) + self.position[positions]
+
+
+class SymbolStem(nn.Module):
+    """Symbols to the width of the trunk, with learned positions: (B, L) -> (B, L, W)."""
+
+    def __init__(self, vocabulary: int, length: int, width: int) -> None:
+        super().__init__()
+        self.symbol = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(0.02 * torch.randn(length, width))
+        nn.init.normal_(self.symbol.weight, std=0.02)
+
+    def forward(self, symbols: Tensor, positions: slice | Tensor = slice(None)) -> Tensor:
+        return self.symbol(symbols) + self.position[positions]
+
+
+class Head(nn.Module):
+    """Final norm, scaled and shifted by the condition, and a projection that starts at zero: (B, L, W) -> (B, L, D).
+
+    The output is float32 or better, also under autocast.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, dim)
+        for linear in (self.modulation, self.proj):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, h: Tensor, cond: Tensor) -> Tensor:
+        shift, scale = self.modulation(F.silu(cond))[:, None].chunk(2, dim=-1)
+        out = self.proj(modulate(h, shift, scale))
+        return out.to(torch.promote_types(out.dtype, torch.float32))
+
+
+class Condition(nn.Module):
+    """The conditioning vector (B, W): a learned null plus what is given of time, class and span.
+
+    A class of -1 is "no class" (label dropout, the unconditional branch of guidance): a learned null label.
+    """
+
+    def __init__(self, width: int, *, classes: int | None = None, time: bool = False, spans: int = 0) -> None:
+        super().__init__()
+        self.classes = classes
+        self.null = nn.Parameter(0.02 * torch.randn(width))
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) if time else None
+        self.span = nn.Embedding(spans, width) if spans else None
+        for table in (self.label, self.span):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+
+    def forward(
+        self, batch: int, *, t: Tensor | None = None, y: Tensor | None = None, span: int | None = None
+    ) -> Tensor:
+        """t: scalar or (B,) in [0, 1]; y: (B,) classes or -1; span: index of the span of layers."""
+        cond = self.null.expand(batch, -1)
+        if self.label is not None:
+            y = torch.full((batch,), -1, device=cond.device) if y is None else y
+            cond = cond + self.label(y % (self.classes + 1))  # -1 -> the last row
+        if self.time is not None:
+            if t is None:
+                raise GenkitError("this model is conditioned on time: give t")
+            features = sinusoid(t.expand(batch), cond.shape[-1])
+            cond = cond + self.time(features.to(cond.dtype))
+        if self.span is not None and span is not None:
+            cond = cond + self.span.weight[span]
+        return cond
+
+
+def sinusoid(t: Tensor, width: int) -> Tensor:
+    """cos and sin of 1000 t at frequencies 10000^(-j/n), j < n = width / 2: (B,) -> (B, width).
+
+    Vaswani et al., Attention Is All You Need, https://arxiv.org/abs/1706.03762.
+    """
+    n = width // 2
+    frequency = torch.exp(-math.log(10_000) * torch.arange(n, device=t.device, dtype=t.dtype) / n)
+    angle = 1000 * t[:, None] * frequency
+    return F.pad(torch.cat((angle.cos(), angle.sin()), dim=-1), (0, width - 2 * n))

@@ -1,0 +1,59 @@
+"""The coupling interface and its registry."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from genkit.errors import GenkitError
+from genkit.registry import Registry
+from genkit.types import Generator, Pair, Rows, Source, StandardNormal
+
+
+class EncodedData(Protocol):
+    """The training rows as an objective reads them (see `genkit.data.Encoded`)."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor, *, generator: Generator = None) -> tuple[Tensor, Tensor | None]: ...
+
+
+class Coupling(abc.ABC):
+    """Draws the source sample x0 for each row of a batch of data x1.
+
+    Declares what holds of it, which `genkit.testing` checks:
+    independent: x0 is independent of x1 (given y), so that the field has a score.
+    rows: KEPT, row i of x1 stays row i; DRAWN, it chooses data rows; GENERATED, it makes x1.
+    keeps_source: the marginal of x0 is the source.
+    lowers_cost: E|x1 - x0|^2 is at most that of the independent coupling.
+    """
+
+    independent: ClassVar[bool] = False
+    rows: ClassVar[Rows] = Rows.KEPT
+    keeps_source: ClassVar[bool] = True
+    lowers_cost: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
+
+    data: EncodedData | None = None
+    source: Source = StandardNormal()
+    teacher: Any = None
+
+    def setup(self, data: EncodedData | None, source: Source, teacher: Any = None) -> None:
+        """Once before training. Raises GenkitError when a teacher is needed and missing."""
+        if self.needs_teacher and teacher is None:
+            raise GenkitError(f"the coupling {type(self).__name__} needs a teacher: set teacher=RUN_FOLDER or an arm")
+        self.data, self.source, self.teacher = data, source, teacher
+
+    @abc.abstractmethod
+    def __call__(
+        self, x1: Tensor, y: Tensor | None = None, *, index: Tensor | None = None, generator: Generator = None
+    ) -> Pair:
+        """x1 (B, ...) encoded data, y (B,) classes, index (B,) row numbers -> a Pair with aligned rows."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Coupling:
+        return self  # an EMA copies its module: the teacher and the data stay shared
+
+
+COUPLINGS = Registry(Coupling, "coupling", "genkit.couplings")

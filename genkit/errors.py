@@ -1,0 +1,21 @@
+"""The one exception that means "the user can mend this", and the words that help them do it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GenkitError(ValueError):
+    """Bad input: the message says what was wrong and the nearest right thing.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+def choose(name: object, names: Iterable[str], what: str) -> GenkitError:
+    """The error for an unknown `name`: names the closest valid one and lists all of them."""
+    names = sorted(names)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return GenkitError(f"no {what} '{name}'{hint} (one of: {', '.join(names) or 'none'})")

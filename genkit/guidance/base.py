@@ -1,0 +1,39 @@
+"""The guidance interface, its registry, and the one place where both branches are evaluated."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from genkit.registry import Registry
+
+Predictor = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # f(t, x, y) -> prediction
+
+
+class Guidance(abc.ABC):
+    """Combines predictions. `active` is False when the result is the conditional prediction, bit for bit."""
+
+    active: bool = True
+
+    @abc.abstractmethod
+    def combine(self, conditional: Tensor, unconditional: Tensor, t: Tensor) -> Tensor:
+        """t is the time (scalar) of a flow of pairs, the fraction of tokens done of an autoregressive flow."""
+
+
+GUIDANCES = Registry(Guidance, "guidance", "genkit.guidance")
+
+
+def guided(predict: Predictor, y: Tensor | None, guidance: Guidance | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """f(t, x) for classes `y`; with guidance, the class and the null class are one batch of twice the size."""
+    if guidance is None or not guidance.active or y is None:
+        return lambda t, x: predict(t, x, y)
+    both = torch.cat((y, torch.full_like(y, -1)))
+
+    def field(t: Tensor, x: Tensor) -> Tensor:
+        conditional, unconditional = predict(t, torch.cat((x, x)), both).chunk(2)
+        return guidance.combine(conditional, unconditional, t)
+
+    return field

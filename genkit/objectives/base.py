@@ -1,0 +1,124 @@
+"""The objective interface and its registry."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genkit.backbone import ModelOptions, Transformer, tokens_of
+from genkit.data.base import Encoded, Split
+from genkit.data.views import Continuous
+from genkit.errors import GenkitError
+from genkit.guidance import Guidance
+from genkit.registry import Registry
+from genkit.types import Batch, DataSpec, Generator, LogProb, Sample
+
+
+class Objective(nn.Module, abc.ABC):
+    """A backbone with the stems and heads of one family of models, its loss, and its ways to sample.
+
+    spec: of the data. model: of the backbone. The other arguments of a class are its options in a recipe.
+    """
+
+    def __init__(self, spec: DataSpec, model: ModelOptions, *, conditional: bool, label_dropout: float) -> None:
+        super().__init__()
+        if not 0 <= label_dropout < 1:
+            raise GenkitError(f"label_dropout must be in [0, 1), not {label_dropout}")
+        self.spec, self.model = spec, model
+        self.classes = spec.classes if conditional else None
+        self.label_dropout = label_dropout
+        self.tokens = tokens_of(spec, model.patch)
+        self.register_buffer("positions", self.tokens.positions, persistent=False)
+        self.backbone = Transformer(model)
+        self.view: Continuous
+
+    def setup(self, data: Split, teacher: Any = None) -> None:
+        """Once before training: what the objective needs of the data and of a teacher."""
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch, *, generator: Generator = None) -> Batch:
+        """Adds to the batch what `loss` trains on; no gradients, so it may run ahead of the step."""
+        batch.encoded = self.view.encode(batch.x, generator=generator)
+        return batch
+
+    @abc.abstractmethod
+    def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
+        """A prepared batch -> {"loss": scalar, ...}; what else is there is logged."""
+
+    @abc.abstractmethod
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        sampler: Any = None,
+        guidance: Guidance | None = None,
+        return_log_prob: bool = False,
+        generator: Generator = None,
+    ) -> Sample:
+        """n samples of the classes y (n,); None is the unconditional model (the null class)."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: Tensor, y: Tensor | None = None, *, generator: Generator = None) -> LogProb:
+        """Log-probability (B,) in nats of data x (B, ...), as the data set stores them."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.positions.device
+
+    def drop_label(self, y: Tensor | None, *, generator: Generator = None) -> Tensor | None:
+        """Classes with a share `label_dropout` of them replaced by -1, the null class."""
+        if y is None or self.classes is None:
+            return None
+        dropped = torch.rand(len(y), generator=generator, device=y.device) < self.label_dropout
+        return y.masked_fill(dropped, -1)
+
+    def labels(self, n: int, y: Tensor | None, guidance: Guidance | None = None) -> Tensor | None:
+        """`y` as this model takes it. Raises GenkitError for classes that do not exist or cannot be guided."""
+        if n < 1:
+            raise GenkitError(f"the number of samples must be at least 1, not {n}")
+        if guidance is not None and guidance.active and (self.classes is None or self.label_dropout == 0):
+            why = "is unconditional" if self.classes is None else "was trained with label_dropout 0"
+            raise GenkitError(f"guidance needs a class-conditional model with label dropout; this one {why}")
+        if y is None:
+            return None
+        if self.classes is None:
+            raise GenkitError(f"this model of '{self.spec.name}' is unconditional: it takes no class")
+        y = y.to(self.device)
+        if y.shape != (n,):
+            raise GenkitError(f"classes must have shape ({n},), not {tuple(y.shape)}")
+        if bool(((y < -1) | (y >= self.classes)).any()):
+            wrong = y[(y < -1) | (y >= self.classes)][0].item()
+            raise GenkitError(f"class {wrong} is out of range: '{self.spec.name}' has classes 0 to {self.classes - 1}")
+        return y
+
+    def has_likelihood(self) -> bool:
+        return self.view.likelihood is not None
+
+    def encoded_for_likelihood(self, x: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """Data as the model sees them, and their classes. Raises GenkitError when there is no likelihood."""
+        if self.view.likelihood is None:
+            raise GenkitError(
+                "a model trained on noised or undequantized data has no likelihood of the data: "
+                "train with noise='uniform'"
+            )
+        if tuple(x.shape[1:]) != self.spec.shape:
+            raise GenkitError(f"data of shape {self.spec.shape} expected, not {tuple(x.shape[1:])}")
+        x = self.view.encode(x.to(self.device), generator=generator)
+        return x, None if self.classes is None else self.labels(len(x), y)
+
+    def encoded_data(self, data: Split) -> Encoded:
+        return Encoded(data, self.view)
+
+
+OBJECTIVES = Registry(Objective, "objective", "genkit.objectives", given=2)
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over all elements of (B, ...), rows weighted by (B,); the weights need not sum to one."""
+    if weight is None:
+        return values.mean()
+    return (values.flatten(1).mean(1) * weight).sum() / weight.sum()

@@ -1,0 +1,212 @@
+"""Autoregressive normalizing flow (TarFlow): exact likelihood from spans of the shared causal backbone.
+
+    x ── tokens ── span 0 ── flip ── span 1 ── ... ── span K-1 ── z ~ N(0, I)
+
+    span:  (a_i, mu_i) = network(z_1 .. z_{i-1}, y),   z'_i = (z_i - mu_i) exp(-a_i)
+    log p(x) = log N(z; 0, I) - sum over spans and tokens of a
+
+Every span is a slice of the same stack, run causally, with a small stem and head of its own; the token order
+is reversed in every second span. Equal spans are TarFlow; shallow spans next to the data and one deep span
+next to the noise (`spans: [1, 1, 6]`) are STARFlow.
+
+Zhai et al., Normalizing Flows are Capable Generative Models, https://arxiv.org/abs/2412.06329; Gu et al.,
+STARFlow, https://arxiv.org/abs/2506.06276.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from genkit.backbone import Condition, Head, ModelOptions, Stem, Tokens
+from genkit.data.views import Continuous
+from genkit.errors import GenkitError
+from genkit.guidance import Guidance
+from genkit.objectives.base import OBJECTIVES, Objective
+from genkit.types import Batch, DataSpec, Generator, LogProb, Sample, StandardNormal
+
+
+@OBJECTIVES.register("normalizing_flow")
+class NormalizingFlow(Objective):
+    """TarFlow and STARFlow: affine autoregressive spans of the backbone, trained by maximum likelihood.
+
+    spans: their number (equal parts of the stack), or the layers of each, from the data to the noise.
+    noise, sigma: `uniform` dequantization has bits/dim; `gaussian` with `sigma` is the papers' augmentation,
+        without a likelihood of the data and with a denoising step after sampling.
+    clip: log-scales are soft-clipped, a -> clip tanh(a / clip).
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        model: ModelOptions,
+        *,
+        spans: int | list[int] = 4,
+        conditional: bool = True,
+        label_dropout: float = 0.1,
+        noise: Literal["uniform", "gaussian", "none"] | None = None,
+        sigma: float = 0.0,
+        clip: float = 4.0,
+    ) -> None:
+        super().__init__(spec, model, conditional=conditional, label_dropout=label_dropout)
+        if clip <= 0:
+            raise GenkitError(f"normalizing_flow: clip must be positive, not {clip}")
+        self.view = Continuous(spec, noise=noise, sigma=sigma)
+        self.source = StandardNormal()
+        layers = span_layers(spans, model.depth)
+        self.condition = Condition(model.width, classes=self.classes, spans=len(layers))
+        self.spans = nn.ModuleList(
+            Span(self.tokens, model.width, part, flip=k % 2 == 1, clip=clip) for k, part in enumerate(layers)
+        )
+
+    def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
+        if batch.encoded is None:
+            raise GenkitError("loss takes a batch that went through prepare()")
+        y = self.drop_label(batch.y, generator=generator)
+        return {"loss": -self.log_density(batch.encoded, y).mean() / self.spec.dims}
+
+    def log_density(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """log p(x | y) (B,) of encoded data x (B, ...)."""
+        z, log_det = self.forward(x, y)
+        return self.source.log_prob(z) + log_det
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encoded data x (B, ...) -> z (B, ...) and log |det dz/dx| (B,)."""
+        z = self.tokens.split(x)
+        log_det = z.new_zeros(len(z))
+        for k, span in enumerate(self.spans):
+            cond = self.condition(len(z), y=y, span=k)
+            z = span.order(z)
+            h = self.backbone(span.inputs(z), cond, pos=span.order(self.positions), causal=True, layers=span.layers)
+            a, mu = span.parameters(h, cond)
+            z = span.order((z - mu) * torch.exp(-a))
+            log_det = log_det - a.sum((1, 2))
+        return self.tokens.join(z), log_det
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The code z (B, ...) of encoded data: what a teacher gives a coupling."""
+        return self.forward(x, y if self.classes is not None else None)[0]
+
+    @torch.no_grad()
+    def decode(
+        self, z: Tensor, y: Tensor | None = None, *, guidance: Guidance | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The inverse of `forward`, token by token with cached keys and values: x and log |det dz/dx|.
+
+        With guidance the conditional and the unconditional network run as one batch of twice the size, and
+        the log-determinant is that of the guided map.
+        """
+        active = guidance is not None and guidance.active and y is not None
+        both = torch.cat((y, torch.full_like(y, -1))) if active and y is not None else y
+        n, copies = len(z), 2 if active else 1
+        x = self.tokens.split(z)
+        log_det = x.new_zeros(n)
+        for k, span in reversed(list(enumerate(self.spans))):
+            cond = self.condition(copies * n, y=both, span=k)
+            positions = span.order(self.positions)
+            cache = self.backbone.cache(copies * n, self.tokens.length, span.layers)
+            todo, done = span.order(x), []
+            for i in range(self.tokens.length):
+                previous = torch.cat([done[-1]] * copies) if done else None
+                h = span.input_at(i, previous, batch=copies * n)
+                h = self.backbone(h, cond, pos=positions[i : i + 1], layers=span.layers, cache=cache)
+                affine = torch.cat(span.parameters(h, cond), dim=-1)
+                if active and guidance is not None:
+                    t = torch.tensor(i / max(self.tokens.length - 1, 1), dtype=affine.dtype, device=affine.device)
+                    affine = guidance.combine(*affine.chunk(2), t)
+                a, mu = affine.chunk(2, dim=-1)
+                done.append(todo[:, i : i + 1] * torch.exp(a) + mu)
+                log_det = log_det - a.sum((1, 2))
+            x = span.order(torch.cat(done, dim=1))
+        return self.tokens.join(x), log_det
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        sampler: Any = None,
+        guidance: Guidance | None = None,
+        return_log_prob: bool = False,
+        generator: Generator = None,
+    ) -> Sample:
+        """Inverts noise token by token; after Gaussian augmentation one denoising step follows."""
+        if sampler is not None:
+            raise GenkitError("a normalizing flow is sampled by inversion: it takes no solver and no steps")
+        y = self.labels(n, y, guidance)
+        active = guidance is not None and guidance.active and y is not None
+        if return_log_prob and active:
+            raise GenkitError("guided samples have no log-probability: set guidance to 1")
+        z = self.source.sample(torch.empty(n, *self.spec.shape, device=self.device), generator=generator)
+        x, log_det = self.decode(z, y, guidance=guidance)
+        calls, passes = len(self.spans) * self.tokens.length, 2.0 if active else 1.0
+        log_prob = None
+        if return_log_prob:
+            if self.view.likelihood is None:
+                raise GenkitError("samples of a model of noised data have no log-probability of the data")
+            log_prob = LogProb(self.source.log_prob(z) + log_det + self.view.log_volume, self.view.likelihood)
+        if self.view.sigma:
+            x = self.denoise(x, y)
+            calls, passes = calls + 1, passes + 1
+        return Sample(self.view.decode(x), calls, passes * self.tokens.length, log_prob)
+
+    def denoise(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Tweedie's estimate of the clean data: x + sigma^2 grad_x log p(x | y)."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (score,) = torch.autograd.grad(self.log_density(x, y).sum(), x)
+        return x.detach() + self.view.sigma**2 * score
+
+    def log_prob(self, x: Tensor, y: Tensor | None = None, *, generator: Generator = None) -> LogProb:
+        encoded, y = self.encoded_for_likelihood(x, y, generator)
+        assert self.view.likelihood is not None
+        return LogProb(self.log_density(encoded, y) + self.view.log_volume, self.view.likelihood)
+
+
+class Span(nn.Module):
+    """The stem and head of one span of layers. Slot i reads token i-1 (slot 0: a learned start) and gives
+    the log-scale and shift of token i, so that the first token too is transformed."""
+
+    def __init__(self, tokens: Tokens, width: int, layers: slice, *, flip: bool, clip: float) -> None:
+        super().__init__()
+        self.layers, self.flip, self.clip = layers, flip, clip
+        self.stem = Stem(tokens, width)
+        self.start = nn.Parameter(0.02 * torch.randn(width))
+        self.head = Head(width, 2 * tokens.dim)
+
+    def order(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., L, D) in the order of this span; its own inverse."""
+        return tokens.flip(-2) if self.flip else tokens
+
+    def inputs(self, tokens: Tensor) -> Tensor:
+        """(B, L, D) in the span's order -> inputs of the backbone (B, L, W)."""
+        start = (self.start + self.stem.position[0]).expand(len(tokens), 1, -1)
+        return torch.cat((start, self.stem(tokens[:, :-1], slice(1, None))), dim=1)
+
+    def input_at(self, i: int, previous: Tensor | None, *, batch: int) -> Tensor:
+        """The input of slot i alone (B, 1, W), from token i-1 (B, 1, D)."""
+        if previous is None:
+            return (self.start + self.stem.position[0]).expand(batch, 1, -1)
+        return self.stem(previous, slice(i, i + 1))
+
+    def parameters(self, h: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-scale a and shift mu, each (B, L, D)."""
+        a, mu = self.head(h, cond).chunk(2, dim=-1)
+        return self.clip * torch.tanh(a / self.clip), mu
+
+
+def span_layers(spans: int | Sequence[int], depth: int) -> list[slice]:
+    """The slice of the stack of each span. Raises GenkitError when they do not make up the stack."""
+    if isinstance(spans, int):
+        if spans < 1 or depth % spans:
+            raise GenkitError(f"normalizing_flow: {spans} equal spans do not divide a stack of {depth} layers")
+        spans = [depth // spans] * spans
+    if sum(spans) != depth or min(spans) < 1:
+        raise GenkitError(f"normalizing_flow: spans {list(spans)} must be positive and sum to the depth, {depth}")
+    ends = list(itertools.accumulate(spans))
+    return [slice(end - n, end) for n, end in zip(spans, ends, strict=True)]

@@ -1,0 +1,404 @@
+"""Recipes and runs: YAML in, a trained model in a folder out.
+
+    recipe.yaml ── Recipe.load ── checked, defaults filled in ── train ── runs/NAME/ ── load ── Run
+
+A run folder: recipe.yaml (resolved), model.safetensors (averaged weights), checkpoints/last.ckpt,
+metrics.csv, environment.json. Nothing in it can execute code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+import genkit
+from genkit.backbone import ModelOptions
+from genkit.data.base import DATASETS, Dataset
+from genkit.data.randomness import keyed_generator
+from genkit.errors import GenkitError, choose
+from genkit.guidance import GUIDANCES, Guidance
+from genkit.objectives import OBJECTIVES, Objective
+from genkit.registry import load_plugin, resolve_options
+from genkit.solvers import SOLVERS, Solver
+from genkit.training import TrainerOptions, TrainingOptions, fit
+from genkit.training.callbacks import Report, write_atomically
+from genkit.types import DataSpec, LogProb, Sample
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a run is sampled when nothing else is said: a solver (flows of pairs) and guidance (a scale, or more)."""
+
+    solver: Solver | str | None = None
+    guidance: Guidance | str | float = 1.0
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelOptions,
+    "training": TrainingOptions,
+    "trainer": TrainerOptions,
+    "sampling": SamplingOptions,
+}
+KEYS = ("name", "seed", "plugins", "data", "objective", "paper", "expected", *SECTIONS)
+# What does not change the trained weights, and so is not part of a run's fingerprint.
+BESIDE = ("name", "plugins", "trainer", "sampling", "paper", "expected")
+
+
+def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A YAML file with `key=value` overrides as plain data. Raises GenkitError for what is not that."""
+    path = Path(path)
+    try:
+        config = OmegaConf.load(path)
+        for override in overrides:
+            key, equals, _ = override.partition("=")
+            if not equals or not key.strip(".="):
+                raise GenkitError(f"an override is key=value, such as training.steps=500, not '{override}'")
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        plain = OmegaConf.to_container(config, resolve=True)
+    except GenkitError:
+        raise
+    except FileNotFoundError:
+        raise GenkitError(f"no such recipe: {path}{_nearest_file(path)}") from None
+    except OSError as error:
+        raise GenkitError(f"cannot read the recipe {path}: {error.strerror or error}") from None
+    except OmegaConfBaseException as error:
+        raise GenkitError(f"{path}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # the YAML reader's own errors, and bytes that are no text
+        detail = " ".join(str(error).split())
+        raise GenkitError(f"{path} is not a YAML recipe: {detail}") from None
+    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
+        raise GenkitError(f"{path} is not a recipe: its top level must be named sections ({', '.join(KEYS)})")
+    return plain
+
+
+def _nearest_file(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (there is no folder {folder})"
+    there = [p.name for p in folder.glob("*.y*ml")]
+    return f" ({choose(path.name, there, 'file')})" if there else ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model and how it is trained: the resolved config, checked when made."""
+
+    config: dict[str, Any]
+    source: str = "recipe"
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+        return cls.resolve(read_yaml(path, overrides), str(path))
+
+    @classmethod
+    def resolve(cls, config: Mapping[str, Any], source: str = "recipe") -> Recipe:
+        """Checks every key, name and value, and fills in the defaults. Raises GenkitError."""
+        for key in config:
+            if key not in KEYS:
+                raise GenkitError(f"{source}: {choose(key, KEYS, 'section')}")
+        for key in ("data", "objective"):
+            if key not in config:
+                raise GenkitError(f"{source}: the section '{key}' is missing")
+        seed, plugins = config.get("seed", 0), config.get("plugins") or []
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise GenkitError(f"{source}: seed must be a whole number from 0 up, not {seed!r}")
+        if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
+            raise GenkitError(f"{source}: plugins must be a list of names, not {plugins!r}")
+        resolved: dict[str, Any] = {"name": str(config.get("name", "")), "seed": seed, "plugins": plugins}
+        resolved["data"] = DATASETS.resolve(config["data"], f"{source}: data")
+        for key, options in SECTIONS.items():
+            given = config.get(key) or {}
+            if not isinstance(given, Mapping):
+                raise GenkitError(f"{source}: {key} must be a mapping of options, not {given!r}")
+            resolved[key] = resolve_options(options, given, f"{source}: {key}")
+            options(**resolved[key])
+        resolved["objective"] = OBJECTIVES.resolve(config["objective"], f"{source}: objective")
+        resolved |= {key: config[key] for key in ("paper", "expected") if key in config}
+        return cls(resolved, source)
+
+    def section(self, name: str) -> Any:
+        """A section as its options class."""
+        return SECTIONS[name](**self.config[name])
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def teacher(self) -> str | None:
+        """The run folder or arm that an option `teacher` of the objective names."""
+        found = list(_find(self.config["objective"], "teacher"))
+        if len(found) > 1:
+            raise GenkitError(f"{self.source}: more than one teacher is named: {', '.join(found)}")
+        return found[0] if found else None
+
+    def dataset(self) -> Dataset:
+        return DATASETS.build(self.config["data"])
+
+    def objective(self, spec: DataSpec) -> Objective:
+        """The untrained model; backbones of equal seed and size start from equal weights."""
+        torch.manual_seed(keyed_generator(self.seed, "init").initial_seed())
+        return OBJECTIVES.build(self.config["objective"], spec, self.section("model"))
+
+    def check(self, spec: DataSpec) -> None:
+        """Builds the model without its weights, so that options that do not fit the data are known early."""
+        try:
+            with torch.device("meta"):
+                self.objective(spec)
+        except GenkitError as error:
+            raise GenkitError(f"{self.source}: {error}") from None
+
+    def fingerprint(self, data_hash: str, teacher_hash: str | None = None) -> str:
+        """SHA-256 (hex) of what the weights are a function of: recipe, data, teacher."""
+        config = {key: value for key, value in self.config.items() if key not in BESIDE}
+        config["training"] = {k: v for k, v in config["training"].items() if not k.endswith("_every")}
+        text = json.dumps([config, data_hash, teacher_hash], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(self.config))
+
+
+def _find(config: Any, key: str) -> Iterable[str]:
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            if name == key and isinstance(value, str):
+                yield value
+            else:
+                yield from _find(value, key)
+
+
+class Run:
+    """A trained model with its recipe.
+
+    run.sample(64, steps=4, solver="heun").x     run.log_prob(x, y).value
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, objective: Objective, environment: dict[str, Any]) -> None:
+        self.folder, self.recipe, self.objective, self.environment = folder, recipe, objective, environment
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.objective.spec
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return self.recipe.dataset()
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the weights' file: the identity of a teacher."""
+        return hashlib.sha256((self.folder / "model.safetensors").read_bytes()).hexdigest()
+
+    def to(self, device: torch.device | str) -> Run:
+        self.objective.to(device)
+        return self
+
+    def solver(self, solver: Solver | str | Mapping[str, Any] | None = None, steps: int | None = None) -> Solver | None:
+        """The solver to sample with: what is asked for, over the recipe's. None for models that take none."""
+        default = self.recipe.config["sampling"]["solver"]
+        if self.recipe.config["objective"]["name"] == "normalizing_flow":
+            if solver is not None or steps is not None:
+                raise GenkitError("a normalizing flow is sampled by inversion: it takes no solver and no steps")
+            return None
+        if isinstance(solver, Solver):
+            return solver
+        chosen: dict[str, Any] = {"name": solver} if isinstance(solver, str) else dict(solver or default or {"name": "heun"})
+        if steps is not None:
+            chosen["steps"] = steps
+        return SOLVERS.build(chosen)
+
+    def guidance(self, guidance: Guidance | str | Mapping[str, Any] | float | None = None) -> Guidance:
+        chosen = self.recipe.config["sampling"]["guidance"] if guidance is None else guidance
+        if isinstance(chosen, (int, float)):
+            chosen = {"name": "classifier_free", "scale": float(chosen)}
+        return GUIDANCES.build(chosen)
+
+    def sample(
+        self,
+        n: int,
+        y: Tensor | Sequence[int] | int | None = None,
+        *,
+        solver: Solver | str | Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        guidance: Guidance | str | Mapping[str, Any] | float | None = None,
+        seed: int = 0,
+        return_log_prob: bool = False,
+    ) -> Sample:
+        """n samples, decoded as the data set stores them: integer levels of images, real vectors.
+
+        y: a class, a class for each sample, or None for all classes in turn (of a conditional model).
+        """
+        device = self.objective.device
+        if y is None:
+            classes = self.objective.classes
+            y = torch.arange(n) % classes if classes else None
+        elif isinstance(y, int):
+            y = torch.full((max(n, 0),), y)
+        return self.objective.sample(
+            n,
+            None if y is None else torch.as_tensor(y, device=device),
+            sampler=self.solver(solver, steps),
+            guidance=self.guidance(guidance),
+            return_log_prob=return_log_prob,
+            generator=keyed_generator(seed, "sample", device=device),
+        )
+
+    def log_prob(self, x: Tensor, y: Tensor | None = None, *, seed: int = 0, **options: Any) -> LogProb:
+        """Log-probability (B,) in nats of data as the data set stores them; `options` go to the objective."""
+        generator = keyed_generator(seed, "log_prob", device=self.objective.device)
+        return self.objective.log_prob(x, y, generator=generator, **options)
+
+
+def load(folder: str | Path, *, plugins: Iterable[str | Path] = (), device: str = "cpu") -> Run:
+    """The run in a folder. Only the plug-ins given here are run.
+
+    Raises GenkitError for a folder that is no run, weights that are missing or corrupt, or of another model.
+    """
+    folder = Path(folder)
+    loaded = [load_plugin(plugin) for plugin in plugins]
+    if not folder.is_dir():
+        raise GenkitError(f"no such run folder: {folder}{_nearest_run(folder)}")
+    if not (folder / "recipe.yaml").is_file():
+        inside = sorted(p.parent.name for p in folder.glob("*/recipe.yaml"))
+        hint = f"; it holds the runs {', '.join(inside)}" if inside else ""
+        raise GenkitError(f"{folder} is not a run folder: it has no recipe.yaml{hint}")
+    config = read_yaml(folder / "recipe.yaml")
+    check_plugins(config, loaded, str(folder / "recipe.yaml"))
+    recipe = Recipe.resolve(config, str(folder / "recipe.yaml"))
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise GenkitError(
+            f"{folder} has no weights (model.safetensors): its training has not finished; "
+            "run the same `genkit train` again to resume"
+        )
+    try:
+        with safe_open(weights, framework="pt", device=device) as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        fields = json.loads(metadata["spec"])
+        spec = DataSpec(**{**fields, "shape": tuple(fields["shape"]), "class_names": tuple(fields["class_names"])})
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise GenkitError(f"{weights} is corrupt or no file of genkit's: {error}") from None
+    objective = recipe.objective(spec).to(device)
+    try:
+        objective.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise GenkitError(f"{weights} does not fit {folder / 'recipe.yaml'}: {first}") from None
+    environment_file = folder / "environment.json"
+    environment = json.loads(environment_file.read_text()) if environment_file.is_file() else {}
+    return Run(folder, recipe, objective.eval().requires_grad_(False), environment)
+
+
+def _nearest_run(folder: Path) -> str:
+    there = [p.parent.name for p in folder.parent.glob("*/recipe.yaml")] if folder.parent.is_dir() else []
+    return f" ({choose(folder.name, there, 'run')})" if there else ""
+
+
+def check_plugins(config: Mapping[str, Any], loaded: Iterable[str], source: str) -> None:
+    """A recipe may name the plug-ins it needs; only a flag runs them."""
+    needed = config.get("plugins") or []
+    for name in needed if isinstance(needed, list) else []:
+        if name not in loaded:
+            raise GenkitError(f"{source} needs the plug-in '{name}': give --plugin FILE (or load(..., plugins=[FILE]))")
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    teacher: Run | None = None,
+    report: Report | None = None,
+) -> Run:
+    """Trains a recipe in a folder, or goes on with it there; a finished run is loaded as it is.
+
+    Raises GenkitError when the folder holds another run, and KeyboardInterrupt after a stop by Ctrl-C with
+    its checkpoint saved.
+    """
+    folder = Path(folder)
+    if teacher is None and recipe.teacher is not None:
+        teacher = load(recipe.teacher)
+    dataset = recipe.dataset()
+    recipe.check(dataset.spec)
+    fingerprint = recipe.fingerprint(dataset.hash, teacher.hash if teacher else None)
+    held = read_environment(folder)
+    if held and held.get("fingerprint") != fingerprint:
+        raise GenkitError(
+            f"{folder} holds a run of another recipe, data or teacher: choose another --out, or remove the folder"
+        )
+    if (folder / "model.safetensors").is_file() and held.get("finished"):
+        return load(folder)
+
+    objective = recipe.objective(dataset.spec)
+    options, trainer = recipe.section("training"), recipe.section("trainer")
+    environment = {
+        "fingerprint": fingerprint,
+        "finished": False,
+        "data_hash": dataset.hash,
+        "teacher": {"folder": str(teacher.folder), "hash": teacher.hash} if teacher else None,
+        "parameters": sum(p.numel() for p in objective.parameters()),
+        "backbone_parameters": sum(p.numel() for p in objective.backbone.parameters()),
+        "genkit": genkit.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    write_text(folder / "recipe.yaml", recipe.yaml())
+    write_json(folder / "environment.json", environment)
+    fitted = fit(
+        objective,
+        dataset.split("train"),
+        options,
+        folder,
+        seed=recipe.seed,
+        trainer=trainer,
+        teacher=teacher.objective if teacher else None,
+        report=report,
+    )
+    if fitted.interrupted:
+        raise KeyboardInterrupt
+    objective.cpu().eval().requires_grad_(False)
+    tokens = fitted.steps * options.batch_size * objective.tokens.length
+    environment |= {"finished": True, "steps": fitted.steps, "seconds": fitted.seconds, "tokens": tokens}
+    state = {key: value.contiguous() for key, value in objective.state_dict().items()}
+    metadata = {"spec": json.dumps(dataclasses.asdict(dataset.spec)), "fingerprint": fingerprint}
+    write_atomically(folder / "model.safetensors", lambda file: file.write(save(state, metadata=metadata)))
+    write_json(folder / "environment.json", environment)
+    return Run(folder, recipe, objective, environment)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """environment.json of a run folder, empty where there is none."""
+    path = folder / "environment.json"
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise GenkitError(f"{path} is corrupt: {error}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")

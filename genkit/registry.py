@@ -1,0 +1,228 @@
+"""Registries: a name in a recipe becomes an object, and every wrong name or option gets a clear error.
+
+    COUPLINGS = Registry(Coupling, "coupling", "genkit.couplings")
+
+    @COUPLINGS.register("antithetic")
+    class Antithetic(Coupling): ...
+
+    COUPLINGS.build("ot"), COUPLINGS.build({"name": "distilled", "noise": 0.05}), COUPLINGS.names()
+
+Options are the arguments of the class's constructor, checked by name and by annotated type. An option
+annotated with the base class of another registry is itself a name or a mapping, and is checked the same way.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
+
+from genkit.errors import GenkitError, choose
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The named classes of one kind. `package` is imported, module by module, when they are first asked for.
+
+    given: leading constructor arguments that the builder passes by position and that are no options.
+    """
+
+    by_base: ClassVar[dict[type, Registry[Any]]] = {}
+
+    def __init__(self, base: type[T], kind: str, package: str, *, given: int = 0) -> None:
+        self.base, self.kind, self.package, self.given = base, kind, package, given
+        self._entries: dict[str, type[T]] = {}
+        self._loaded = False
+        Registry.by_base[base] = self
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator. Raises GenkitError for a taken name or a class of another kind."""
+
+        def add(cls: type[T]) -> type[T]:
+            if not (isinstance(cls, type) and issubclass(cls, self.base)):
+                raise GenkitError(f"{self.kind} '{name}': {cls!r} is not a subclass of {self.base.__name__}")
+            taken = self._entries.get(name)
+            if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise GenkitError(f"{self.kind} '{name}' is already registered by {taken.__module__}")
+            self._entries[name] = cls
+            return cls
+
+        return add
+
+    def names(self) -> list[str]:
+        return sorted(self._all())
+
+    def get(self, name: str) -> type[T]:
+        if not isinstance(name, str) or name not in self._all():
+            raise choose(name, self._all(), self.kind)
+        return self._entries[name]
+
+    def _get(self, name: str, where: str) -> type[T]:
+        try:
+            return self.get(name)
+        except GenkitError as error:
+            raise GenkitError(f"{where}: {error}" if where else str(error)) from None
+
+    def summary(self, name: str) -> str:
+        """The first line of the class's docstring."""
+        return (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
+
+    def name_of(self, obj: T) -> str:
+        """The name under which the class of `obj` is registered."""
+        return next(name for name, cls in self._all().items() if type(obj) is cls)
+
+    def check(self, spec: object, where: str = "") -> None:
+        """Raises GenkitError unless `spec` (a name, or a mapping with `name` and options) can be built."""
+        self.resolve(spec, where)
+
+    def resolve(self, spec: object, where: str = "") -> dict[str, Any]:
+        """`spec`, checked, as a mapping with `name` and every option, defaults filled in."""
+        name, options = self._split(spec, where)
+        return {"name": name, **resolve_options(self._get(name, where), options, where, given=self.given)}
+
+    def build(self, spec: object, *args: Any, **options: Any) -> T:
+        """An instance from a name, a mapping, or an instance (returned as it is)."""
+        if isinstance(spec, self.base):
+            if options:
+                raise GenkitError(f"options {sorted(options)} given beside a built {self.kind}")
+            return spec
+        name, found = self._split(spec, "")
+        found.update(options)
+        cls = self.get(name)
+        check_options(cls, found, f"{self.kind} '{name}'", given=self.given)
+        return cls(*args, **found)
+
+    def _split(self, spec: object, where: str) -> tuple[str, dict[str, Any]]:
+        if isinstance(spec, str):
+            return spec, {}
+        if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+            return spec["name"], {key: value for key, value in spec.items() if key != "name"}
+        place = f"{where}: " if where else ""
+        raise GenkitError(f"{place}a {self.kind} is a name or a mapping with `name`, not {spec!r}")
+
+    def _all(self) -> dict[str, type[T]]:
+        if not self._loaded:
+            self._loaded = True
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+        return self._entries
+
+
+def check_options(cls: type, options: Mapping[str, Any], where: str, *, given: int = 0) -> None:
+    """Raises GenkitError unless `options` fit the constructor of `cls`.
+
+    given: leading constructor arguments that are passed by position and so are no options.
+    Unknown keys name the nearest valid one; values are checked against the annotation.
+    """
+    parameters = list(inspect.signature(cls).parameters.values())[given:]
+    accepted = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    hints = typing.get_type_hints(cls.__init__)
+    for key, value in options.items():
+        if key not in accepted:
+            error = choose(key, accepted, "option")
+            raise GenkitError(f"{where}: {error}")
+        if key in hints:
+            check_value(hints[key], value, f"{where}: {key}")
+
+
+def resolve_options(cls: type, options: Mapping[str, Any], where: str, *, given: int = 0) -> dict[str, Any]:
+    """`options`, checked (see `check_options`), with defaults filled in, also those of nested registries.
+
+    Raises GenkitError for an option without a default that is missing.
+    """
+    check_options(cls, options, where, given=given)
+    hints = typing.get_type_hints(cls.__init__)
+    resolved = {}
+    for p in list(inspect.signature(cls).parameters.values())[given:]:
+        value = options.get(p.name, p.default)
+        if value is p.empty:
+            raise GenkitError(f"{where}: the option '{p.name}' is missing")
+        registry = nested_registry(hints.get(p.name), value)
+        if registry is not None:
+            value = registry.resolve(value, f"{where}: {p.name}")
+        resolved[p.name] = list(value) if isinstance(value, tuple) else value
+    return resolved
+
+
+def nested_registry(hint: Any, value: Any) -> Registry[Any] | None:
+    """The registry that a name or mapping belongs to, by the annotation of its option."""
+    if isinstance(value, (str, Mapping)):
+        for part in _alternatives(hint):
+            if part in Registry.by_base:
+                return Registry.by_base[part]
+    return None
+
+
+def check_value(hint: Any, value: Any, where: str) -> None:
+    """Raises GenkitError unless `value` fits the annotation `hint`; recurses into registries and containers."""
+    registry = nested_registry(hint, value)
+    if registry is not None:
+        registry.check(value, where)
+    elif not _fits(hint, value):
+        raise GenkitError(f"{where} must be {_words(hint)}, not {value!r}")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(part, value) for part in args)
+    if origin is Literal:
+        return value in args
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    if origin in (list, tuple):
+        inner = [part for part in args if part is not Ellipsis]
+        return isinstance(value, (list, tuple)) and all(any(_fits(part, v) for part in inner) for v in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping)
+    if hint is None or hint is type(None):
+        return value is None
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_words(part) for part in args))
+    if origin is Literal:
+        return "one of " + ", ".join(repr(value) for value in args)
+    if hint is None or hint is type(None):
+        return "null"
+    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return plain.get(hint, str(hint) if origin else getattr(hint, "__name__", str(hint)))
+
+
+def load_plugin(path: str | Path) -> str:
+    """Runs a Python file, so that what it registers can be used; returns the name a recipe has for it.
+
+    Raises GenkitError for a file that is missing or does not import.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise GenkitError(f"--plugin {path}: no such file")
+    name = f"genkit_plugin_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise GenkitError(f"--plugin {path}: a plug-in is a Python file (.py)")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except GenkitError as error:
+        raise GenkitError(f"--plugin {path}: {error}") from error
+    except Exception as error:
+        raise GenkitError(f"--plugin {path} does not import: {type(error).__name__}: {error}") from error
+    return path.stem

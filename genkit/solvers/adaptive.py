@@ -1,0 +1,75 @@
+"""Adaptive methods of torchdiffeq (https://github.com/rtqichen/torchdiffeq), one entry each.
+
+Here `steps` intervals of the grid are each integrated to the tolerance, so 1 is enough.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from genkit.errors import GenkitError
+from genkit.solvers.base import SOLVERS, Grid, OneStep
+from genkit.types import Velocity
+
+
+class Adaptive(OneStep):
+    """Steps chosen so that the error estimate stays below atol + rtol |x|; evaluations vary with the field."""
+
+    method: ClassVar[str]
+
+    def __init__(
+        self, steps: int = 1, grid: Grid | str = "uniform", rtol: float = 1e-5, atol: float = 1e-5
+    ) -> None:
+        super().__init__(steps, grid)
+        if rtol <= 0 or atol <= 0:
+            raise GenkitError(f"tolerances must be positive, not rtol={rtol}, atol={atol}")
+        self.rtol, self.atol = rtol, atol
+
+    def advance(self, field: Velocity, t: Tensor, dt: Tensor, x: Tensor) -> Tensor:
+        import torch
+        from torchdiffeq import odeint
+
+        times = torch.stack((t, t + dt))
+        return odeint(field, x, times, rtol=self.rtol, atol=self.atol, method=self.method)[-1]
+
+
+@SOLVERS.register("dopri5")
+class Dopri5(Adaptive):
+    """Dormand-Prince 5(4) with adaptive steps (torchdiffeq)."""
+
+    order = 5
+    method = "dopri5"
+
+
+@SOLVERS.register("dopri8")
+class Dopri8(Adaptive):
+    """Dormand-Prince 8(7) with adaptive steps (torchdiffeq)."""
+
+    order = 8
+    method = "dopri8"
+
+
+@SOLVERS.register("bosh3")
+class Bosh3(Adaptive):
+    """Bogacki-Shampine 3(2) with adaptive steps (torchdiffeq)."""
+
+    order = 3
+    method = "bosh3"
+
+
+@SOLVERS.register("fehlberg2")
+class Fehlberg2(Adaptive):
+    """Runge-Kutta-Fehlberg 2(1) with adaptive steps (torchdiffeq)."""
+
+    order = 2
+    method = "fehlberg2"
+
+
+@SOLVERS.register("adaptive_heun")
+class AdaptiveHeun(Adaptive):
+    """Heun 2(1) with adaptive steps (torchdiffeq)."""
+
+    order = 2
+    method = "adaptive_heun"

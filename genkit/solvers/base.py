@@ -1,0 +1,149 @@
+"""The solver interface: one loop for all methods.
+
+    SOLVERS.build("rk4", steps=8).solve(field, x).x
+
+A method writes `advance` (one-step methods) or `init`, `step` and `final` (methods with a memory). A solver
+holds no state between calls: what it carries lives in `State`.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genkit.errors import GenkitError
+from genkit.registry import Registry
+from genkit.types import Field, Generator, Solution, Velocity
+
+
+class Grid(abc.ABC):
+    """Where the steps are: a monotone map of [0, 1] onto itself, applied to equal steps.
+
+    A registered grid is one class with `warp`; its constructor's arguments are its options.
+    """
+
+    @abc.abstractmethod
+    def warp(self, u: Tensor) -> Tensor:
+        """(n,) in [0, 1], increasing -> (n,), increasing, 0 and 1 kept."""
+
+    def times(self, steps: int) -> Tensor:
+        """The steps + 1 times from 0 to 1, in float64."""
+        return self.warp(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+
+
+GRIDS = Registry(Grid, "time grid", "genkit.solvers")
+
+
+@dataclass
+class State:
+    """What a method carries from step to step: the point x (B, ...) and, for some, a memory."""
+
+    x: Tensor
+    memory: Any = None
+
+
+class Solver(abc.ABC):
+    """Integrates a field over a grid of times.
+
+    order: p, where the global error falls as h^p. needs: what it asks of the field besides velocity
+    ("data", "noise", "score"; see `Field`).
+    """
+
+    order: int
+    needs: frozenset[str] = frozenset({"velocity"})
+
+    def __init__(self, steps: int = 16, grid: Grid | str = "uniform") -> None:
+        if steps < 1:
+            raise GenkitError(f"a solver takes at least 1 step, not {steps}")
+        self.steps = steps
+        self.grid = GRIDS.build(grid)
+
+    def times(self) -> Tensor:
+        return self.grid.times(self.steps)
+
+    def solve(
+        self,
+        field: Velocity,
+        x: Tensor,
+        *,
+        times: Tensor | None = None,
+        generator: Generator = None,
+        keep: bool = False,
+    ) -> Solution:
+        """From x at times[0] to times[-1] (default: 0 to 1). `keep` returns the state at each time.
+
+        Raises GenkitError for a field that cannot give what the method needs, and for times that are not
+        strictly monotone.
+        """
+        gives = field.gives if isinstance(field, Field) else frozenset({"velocity"})
+        if missing := self.needs - gives:
+            why = f" ({field.no_score})" if isinstance(field, Field) and "score" in missing else ""
+            raise GenkitError(
+                f"{type(self).__name__} needs {', '.join(sorted(missing))}, which this field cannot give{why}; "
+                "euler, midpoint, heun and rk4 need velocity only"
+            )
+        nodes = self.times() if times is None else times
+        steps = nodes.diff()
+        if not (bool((steps > 0).all()) or bool((steps < 0).all())):
+            raise GenkitError(f"times must be strictly monotone, not {nodes.tolist()}")
+        nodes = nodes.to(device=x.device, dtype=x.dtype)
+
+        counted = Counter(field)
+        state = self.init(counted, x, generator=generator)
+        trajectory = [x] if keep else []
+        for t, t_next in zip(nodes[:-1], nodes[1:], strict=True):
+            state = self.step(counted, t, t_next, state, generator=generator)
+            if keep:
+                trajectory.append(state.x)
+        return Solution(self.final(counted, state), counted.calls, trajectory)
+
+    def init(self, field: Velocity, x: Tensor, *, generator: Generator = None) -> State:
+        return State(x)
+
+    @abc.abstractmethod
+    def step(self, field: Velocity, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None) -> State:
+        """From t to t_next."""
+
+    def final(self, field: Velocity, state: State) -> Tensor:
+        return state.x
+
+
+class OneStep(Solver):
+    """A method without memory: Euler, Runge-Kutta."""
+
+    @abc.abstractmethod
+    def advance(self, field: Velocity, t: Tensor, dt: Tensor, x: Tensor) -> Tensor:
+        """x at t -> x at t + dt."""
+
+    def step(self, field: Velocity, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None) -> State:
+        return State(self.advance(field, t, t_next - t, state.x))
+
+
+class Counter:
+    """A field that counts its evaluations and hands on what else the field gives."""
+
+    def __init__(self, field: Velocity) -> None:
+        self.field, self.calls = field, 0
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.field(t, x)
+
+    def data(self, t: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.field.data(t, x)  # type: ignore[attr-defined]
+
+    def noise(self, t: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.field.noise(t, x)  # type: ignore[attr-defined]
+
+    def score(self, t: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.field.score(t, x)  # type: ignore[attr-defined]
+
+
+SOLVERS = Registry(Solver, "solver", "genkit.solvers")

@@ -1,0 +1,78 @@
+"""Explicit Runge-Kutta methods: each is its Butcher tableau and an order.
+
+    k_i = f(t + c_i h, x + h sum_{j<i} a_ij k_j),   x_next = x + h sum_i b_i k_i
+
+Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, https://doi.org/10.1007/978-3-540-78862-1.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from genkit.solvers.base import SOLVERS, OneStep
+from genkit.types import Velocity
+
+
+class RungeKutta(OneStep):
+    """An explicit method given by `a` (rows of the strictly lower triangle) and `b`; c is the sum of a's rows."""
+
+    a: ClassVar[tuple[tuple[float, ...], ...]]
+    b: ClassVar[tuple[float, ...]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if [len(row) for row in cls.a] != list(range(len(cls.b))):
+            raise TypeError(f"{cls.__name__}: a must be strictly lower triangular, with a row for each of b")
+        if abs(sum(cls.b) - 1) > 1e-12:
+            raise TypeError(f"{cls.__name__}: b must sum to 1")
+
+    def advance(self, field: Velocity, t: Tensor, dt: Tensor, x: Tensor) -> Tensor:
+        slopes: list[Tensor] = []
+        for row in self.a:
+            stage = x
+            for weight, k in zip(row, slopes, strict=True):
+                if weight:
+                    stage = stage + (weight * dt) * k
+            slopes.append(field(t + sum(row) * dt, stage))
+        for weight, k in zip(self.b, slopes, strict=True):
+            if weight:
+                x = x + (weight * dt) * k
+        return x
+
+
+@SOLVERS.register("euler")
+class Euler(RungeKutta):
+    """Euler's method: order 1, one evaluation a step."""
+
+    order = 1
+    a = ((),)
+    b = (1.0,)
+
+
+@SOLVERS.register("midpoint")
+class Midpoint(RungeKutta):
+    """Midpoint method: order 2, two evaluations a step."""
+
+    order = 2
+    a = ((), (1 / 2,))
+    b = (0.0, 1.0)
+
+
+@SOLVERS.register("heun")
+class Heun(RungeKutta):
+    """Heun's method (explicit trapezoidal rule): order 2, two evaluations a step."""
+
+    order = 2
+    a = ((), (1.0,))
+    b = (1 / 2, 1 / 2)
+
+
+@SOLVERS.register("rk4")
+class RK4(RungeKutta):
+    """The classical Runge-Kutta method: order 4, four evaluations a step."""
+
+    order = 4
+    a = ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0))
+    b = (1 / 6, 1 / 3, 1 / 3, 1 / 6)

@@ -1,0 +1,190 @@
+"""What happens beside the training step: averaged weights, checkpoints, the metrics file, Ctrl-C, progress."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from genkit.errors import GenkitError
+from genkit.training.module import GenerativeModule
+
+Report = Callable[[int, int, float], None]  # step, steps, loss
+
+
+class EMA(WeightAveraging):
+    """Lightning's weight averaging with a decay that is warmed up: min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, decay: float) -> None:
+        def update(average: Any, current: Any, n: Any) -> None:
+            keep = torch.clamp((1 + n) / (10 + n), max=decay)
+            torch._foreach_mul_(average, keep)
+            torch._foreach_add_(average, torch._foreach_mul(current, 1 - keep))
+
+        super().__init__(use_buffers=False, multi_avg_fn=update)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the old file, syncs, and renames: the last good checkpoint survives a crash or a full disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
+    """Calls `write` with a new binary file, then puts it in the place of `path`, or leaves `path` as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise GenkitError(f"cannot write {path}: {error}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class StepCheckpoint(Checkpoint):
+    """`checkpoints/last.ckpt` every `every` steps, at the end and at a stop: always whole steps, finite weights.
+
+    A signal (Ctrl-C) lets the step under way finish. Also keeps the seconds of training, over resumes.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+        self.saved_step: int | None = None
+        self.seconds, self._since = 0.0, 0.0
+
+    @property
+    def last_good(self) -> str:
+        return f"the last good checkpoint is {self.path}" if self.path.exists() else "no checkpoint was written yet"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        due = step % self.every == 0 or step == trainer.max_steps or trainer.should_stop
+        if not due or step == self.saved_step:
+            return
+        assert isinstance(pl_module, GenerativeModule)
+        pl_module.check_finite(self.last_good)
+        trainer.save_checkpoint(self.path)
+        self.saved_step = step
+
+    def state_dict(self) -> dict[str, Any]:
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+
+class FiniteCheck(Callback):
+    """Stops a run whose loss is no longer finite, within `every` steps."""
+
+    def __init__(self, checkpoint: StepCheckpoint, every: int) -> None:
+        self.checkpoint, self.every = checkpoint, every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.every == 0 and isinstance(pl_module, GenerativeModule):
+            if int(pl_module.first_bad) >= 0:
+                pl_module.check_finite(self.checkpoint.last_good)
+
+
+class StopOnInterrupt(Callback):
+    """The first Ctrl-C ends training after the step under way, with a checkpoint; the second at once."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._previous: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def stop(signum: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = trainer.should_stop = True
+
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, stop)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+
+class ReportProgress(Callback):
+    """Tells `report(step, steps, loss)` every `every` steps."""
+
+    def __init__(self, report: Report, every: int) -> None:
+        self.report, self.every = report, every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 or step == trainer.max_steps:
+            self.report(step, trainer.max_steps, float(trainer.callback_metrics["loss"]))
+
+
+class CsvLog(Logger):
+    """`metrics.csv`: a row for each logged step. Rows of steps that a resumed run takes again are dropped."""
+
+    def __init__(self, path: Path, *, start: int = 0) -> None:
+        super().__init__()
+        self.path, self.fields = path, ["step", "loss"]
+        kept: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                kept = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < start]
+                self.fields = list(reader.fieldnames or self.fields) if kept else self.fields
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(kept, "w")
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step, **{name: float(value) for name, value in metrics.items() if name != "epoch"}}
+        new = [name for name in row if name not in self.fields]
+        if new:
+            with self.path.open(newline="") as file:
+                earlier: list[Any] = list(csv.DictReader(file))
+            self.fields += new
+            self._write([*earlier, row], "w")
+        else:
+            self._write([row], "a")
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The recipe of the run says it."""
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def _write(self, rows: list[Any], mode: str) -> None:
+        with self.path.open(mode, newline="") as file:
+            writer = csv.DictWriter(file, self.fields, restval="")
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows(rows)
+
+

@@ -1,0 +1,145 @@
+"""Trains an objective on a split, with everything that a run folder keeps."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from genkit.data.base import KeyedBatches, Split
+from genkit.errors import GenkitError
+from genkit.objectives import Objective
+from genkit.training.callbacks import (
+    EMA,
+    AtomicCheckpointIO,
+    CsvLog,
+    FiniteCheck,
+    Report,
+    ReportProgress,
+    StepCheckpoint,
+    StopOnInterrupt,
+)
+from genkit.training.module import GenerativeModule
+from genkit.training.options import TrainerOptions, TrainingOptions
+from genkit.types import Batch
+
+
+@dataclass
+class Fitted:
+    """How training ended: steps taken, seconds over all resumes, and whether Ctrl-C ended it."""
+
+    steps: int
+    seconds: float
+    interrupted: bool
+
+
+class Loader(L.LightningDataModule):
+    """The batches of the steps that are left; small sets are moved to the device once, as a whole."""
+
+    def __init__(self, split: Split, options: TrainingOptions, seed: int) -> None:
+        super().__init__()
+        self.split, self.options, self.seed = split, options, seed
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        parts = self.options.accumulate
+        batches = Endless(
+            self.split.to(self.trainer.strategy.root_device),
+            self.options.batch_size // parts,
+            seed=self.seed,
+            start=self.trainer.global_step * parts,
+            stop=self.options.steps * parts,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        return DataLoader(batches, batch_size=None)
+
+
+class Endless(KeyedBatches):
+    """Batches without a length: how many are left depends on the step at which training goes on."""
+
+    __len__ = None  # type: ignore[assignment]
+
+
+def fit(
+    objective: Objective,
+    split: Split,
+    options: TrainingOptions,
+    folder: Path,
+    *,
+    seed: int = 0,
+    trainer: TrainerOptions | None = None,
+    teacher: Any = None,
+    report: Report | None = None,
+    tensorboard: bool = True,
+) -> Fitted:
+    """Trains until options.steps, going on from `folder`/checkpoints/last.ckpt where there is one.
+
+    The objective ends with its averaged weights. Raises GenkitError for a loss that is not finite and for a
+    checkpoint that cannot be read or is of another model.
+    """
+    trainer = trainer or TrainerOptions()
+    quiet()
+    objective.setup(split, teacher)
+    module = GenerativeModule(objective, options, seed=seed)
+    last = folder / "checkpoints" / "last.ckpt"
+    start = checkpoint_step(last) if last.exists() else 0
+    checkpoint = StepCheckpoint(last, options.checkpoint_every)
+    interrupt = StopOnInterrupt()
+    callbacks: list[L.Callback] = [checkpoint, interrupt, FiniteCheck(checkpoint, options.log_every)]
+    if options.ema:
+        callbacks.append(EMA(options.ema))
+    if report is not None:
+        callbacks.append(ReportProgress(report, options.log_every))
+    loggers: list[Any] = [CsvLog(folder / "metrics.csv", start=start)]
+    if tensorboard:
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+    lightning = L.Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        strategy=trainer.strategy,
+        num_nodes=trainer.num_nodes,
+        precision="bf16-mixed" if options.precision == "bf16" else "32-true",
+        max_steps=options.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=options.clip,
+        log_every_n_steps=options.log_every,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    try:
+        lightning.fit(module, Loader(split, options, seed), ckpt_path=str(last) if start else None, weights_only=True)
+    except (RuntimeError, KeyError) as error:
+        if start and "size mismatch" in str(error) or "Missing key" in str(error):
+            raise GenkitError(f"{last} is a checkpoint of another model than the recipe's: {error}") from error
+        raise
+    return Fitted(lightning.global_step, checkpoint.seconds, interrupt.interrupted)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step of a checkpoint. Raises GenkitError for a file that is none."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception as error:
+        raise GenkitError(
+            f"{path} cannot be read as a checkpoint ({error}); remove it to train from the start"
+        ) from error
+
+
+def quiet() -> None:
+    """Lightning's remarks about hardware and loaders do not help a reader of progress bars."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")

@@ -1,0 +1,71 @@
+"""The Lightning module: any objective, its optimizer and schedule, and randomness keyed by the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from genkit.data.randomness import keyed_generator
+from genkit.errors import GenkitError
+from genkit.objectives import Objective
+from genkit.training.options import TrainingOptions
+from genkit.types import Batch
+
+
+class GenerativeModule(L.LightningModule):
+    """Trains an objective. All draws of a step come from (seed, "train", step, part, rank), also torch's own."""
+
+    def __init__(self, objective: Objective, options: TrainingOptions, *, seed: int = 0) -> None:
+        super().__init__()
+        self.objective, self.options, self.seed = objective, options, seed
+        self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        part = batch_index % self.options.accumulate
+        key = (self.seed, "train", self.global_step, part, self.global_rank)
+        generator = keyed_generator(*key, device=self.device)
+        torch.manual_seed(generator.initial_seed())  # dropout
+        batch = self.objective.prepare(batch, generator=generator)
+        logs = self.objective.loss(batch, generator=generator)
+        loss = logs["loss"]
+        newly_bad = (self.first_bad < 0) & ~torch.isfinite(loss.detach())
+        self.first_bad = torch.where(newly_bad, self.global_step, self.first_bad)
+        self.log_dict({name: value.detach() for name, value in logs.items()})
+        return loss
+
+    def check_finite(self, last_good: str) -> None:
+        """Raises GenkitError when a loss or a weight is not finite; names the step and the checkpoint `last_good`."""
+        step = int(self.first_bad)
+        weights = torch.stack(torch._foreach_norm([p.detach() for p in self.objective.parameters()]))
+        if step < 0 and bool(torch.isfinite(weights).all()):
+            return
+        where = f"the loss was not finite at step {step}" if step >= 0 else f"weights at step {self.global_step}"
+        raise GenkitError(
+            f"training diverged: {where}{'' if step >= 0 else ' are not finite'}; {last_good}. "
+            "A lower training.lr or training.clip, or a longer training.warmup, is the usual cure"
+        )
+
+    def configure_optimizers(self) -> Any:
+        options = self.options
+        matrices = [p for p in self.parameters() if p.ndim >= 2]
+        others = [p for p in self.parameters() if p.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": options.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        # fused: one kernel for all tensors, on CPU too
+        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=self.device.type != "mps")
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_factor(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to final_lr."""
+        options = self.options
+        if step < options.warmup:
+            return (step + 1) / options.warmup
+        progress = min(1.0, (step - options.warmup) / max(1, options.steps - options.warmup))
+        return options.final_lr + (1 - options.final_lr) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,232 @@
+"""The nouns that all parts share.
+
+Time runs from t=0 (source, noise) to t=1 (data): x_t = alpha_t x1 + sigma_t x0. Log-probabilities are
+nats, summed over a sample. B is the batch, shapes of one sample are written (...).
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from genkit.errors import GenkitError
+
+Generator = torch.Generator | None
+Kind = Literal["exact", "bound", "estimate"]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data set holds: the shape of a sample, its integer levels and its classes.
+
+    shape: (C, H, W) for images, (D,) for vectors.
+    levels: number of integer levels of a value (17 for digits), None for real-valued data.
+    classes: number of classes, None for unlabelled data.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    levels: int | None = None
+    classes: int | None = None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def dims(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def image(self) -> bool:
+        return len(self.shape) == 3
+
+
+class View(abc.ABC):
+    """How an objective reads data: `encode` to what it models, `decode` back.
+
+    log_volume: nats to add to a density of encoded values to get the log-probability of the data.
+    likelihood: what that log-probability is when the density is exact; None when there is none.
+    """
+
+    spec: DataSpec
+    log_volume: float
+    likelihood: Kind | None
+
+    @abc.abstractmethod
+    def encode(self, data: Tensor, *, generator: Generator = None) -> Tensor: ...
+
+    @abc.abstractmethod
+    def decode(self, x: Tensor) -> Tensor: ...
+
+
+class Source(abc.ABC):
+    """The distribution at t=0. `gaussian` says that it is the standard normal."""
+
+    gaussian: bool = False
+
+    @abc.abstractmethod
+    def sample(self, like: Tensor, *, generator: Generator = None) -> Tensor:
+        """Samples with the shape, device and dtype of `like` (B, ...)."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B,) nats."""
+
+
+class StandardNormal(Source):
+    """N(0, I) in any shape."""
+
+    gaussian = True
+
+    def sample(self, like: Tensor, *, generator: Generator = None) -> Tensor:
+        return torch.empty_like(like).normal_(generator=generator)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return -0.5 * x.square().sum(1) - 0.5 * x.shape[1] * math.log(2 * math.pi)
+
+
+class Rows(enum.Enum):
+    """What a coupling does with the data rows it is given."""
+
+    KEPT = "kept"  # row i of x1 stays row i
+    DRAWN = "drawn"  # it chooses among the data rows
+    GENERATED = "generated"  # it makes x1
+
+
+@dataclass
+class Pair:
+    """Source and data rows that belong together: x0, x1 (B, ...), y (B,), index (B,), weight (B,)."""
+
+    x0: Tensor
+    x1: Tensor
+    y: Tensor | None = None
+    index: Tensor | None = None
+    weight: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """Rows of a data set: x (B, ...) as stored, y (B,) classes, index (B,) row numbers.
+
+    `prepare` of an objective adds what it trains on: `pair` (flows of pairs) or `encoded`.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    index: Tensor | None = None
+    pair: Pair | None = None
+    encoded: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+class Point(NamedTuple):
+    """A point of a path: x_t, its velocity u_t, and the conditional score where the path gives one."""
+
+    x_t: Tensor
+    u_t: Tensor
+    score: Tensor | None = None
+
+
+class Coefficients(NamedTuple):
+    """alpha, sigma and their time derivatives: x_t = alpha x1 + sigma x0, u_t = d_alpha x1 + d_sigma x0."""
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+
+@runtime_checkable
+class Velocity(Protocol):
+    """Any f(t, x): t a scalar tensor, x (B, ...); returns dx/dt (B, ...)."""
+
+    def __call__(self, t: Tensor, x: Tensor, /) -> Tensor: ...
+
+
+@dataclass
+class Field:
+    """A velocity with what can be derived from it on a Gaussian-form path.
+
+    With (x, v) = (alpha x1 + sigma x0, d_alpha x1 + d_sigma x0) and det = alpha d_sigma - sigma d_alpha:
+    E[x1|x] = (d_sigma x - sigma v) / det,  E[x0|x] = (alpha v - d_alpha x) / det,  score = -E[x0|x] / sigma.
+
+    coefficients: those of the path; None leaves velocity alone.
+    no_score: why the score is not valid (None when it is: Gaussian source and independent coupling).
+    """
+
+    velocity: Velocity
+    coefficients: Callable[[Tensor], Coefficients] | None = None
+    no_score: str | None = "only the velocity of this field is known"
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.velocity(t, x)
+
+    @property
+    def gives(self) -> frozenset[str]:
+        known = {"velocity"}
+        if self.coefficients is not None:
+            known |= {"data", "noise"}
+            if self.no_score is None:
+                known.add("score")
+        return frozenset(known)
+
+    def data(self, t: Tensor, x: Tensor) -> Tensor:
+        """E[x1 | x_t = x]."""
+        alpha, sigma, d_alpha, d_sigma = self._at(t)
+        return (d_sigma * x - sigma * self(t, x)) / (alpha * d_sigma - sigma * d_alpha)
+
+    def noise(self, t: Tensor, x: Tensor) -> Tensor:
+        """E[x0 | x_t = x]."""
+        alpha, sigma, d_alpha, d_sigma = self._at(t)
+        return (alpha * self(t, x) - d_alpha * x) / (alpha * d_sigma - sigma * d_alpha)
+
+    def score(self, t: Tensor, x: Tensor) -> Tensor:
+        """grad_x log p_t(x)."""
+        if self.no_score is not None:
+            raise GenkitError(f"this field has no score: {self.no_score}")
+        return -self.noise(t, x) / self._at(t).sigma
+
+    def _at(self, t: Tensor) -> Coefficients:
+        if self.coefficients is None:
+            raise GenkitError("this field gives velocity only: it comes without a Gaussian-form path")
+        return self.coefficients(t)
+
+
+@dataclass
+class Solution:
+    """The end of an integration: x, the field evaluations it took, and the states at each time if kept."""
+
+    x: Tensor
+    nfe: int
+    trajectory: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class LogProb:
+    """value (B,) nats of the data, its kind, and the standard error (B,) of a Monte Carlo estimate."""
+
+    value: Tensor
+    kind: Kind
+    stderr: Tensor | None = None
+
+
+@dataclass
+class Sample:
+    """Generated data x (B, ...), decoded as the data set stores it, with what it cost.
+
+    nfe: sequential network calls. tokens: tokens that went through the whole backbone, a sample.
+    log_prob: of each sample, when asked for.
+    """
+
+    x: Tensor
+    nfe: int
+    tokens: float
+    log_prob: LogProb | None = None
