@@ -215,9 +215,10 @@ class Run:
     def solver(self, solver: Solver | str | Mapping[str, Any] | None = None, steps: int | None = None) -> Solver | None:
         """The solver to sample with: what is asked for, over the recipe's. None for models that take none."""
         default = self.recipe.config["sampling"]["solver"]
-        if self.recipe.config["objective"]["name"] == "normalizing_flow":
+        if not self.objective.solves:
             if solver is not None or steps is not None:
-                raise GenkitError("a normalizing flow is sampled by inversion: it takes no solver and no steps")
+                name = self.recipe.config["objective"]["name"]
+                raise GenkitError(f"a model of the objective '{name}' takes no solver and no steps")
             return None
         if isinstance(solver, Solver):
             return solver

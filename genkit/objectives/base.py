@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,10 @@ class Objective(nn.Module, abc.ABC):
     """A backbone with the stems and heads of one family of models, its loss, and its ways to sample.
 
     spec: of the data. model: of the backbone. The other arguments of a class are its options in a recipe.
+    solves: samples come from a solver that goes through time.
     """
+
+    solves: ClassVar[bool] = False
 
     def __init__(self, spec: DataSpec, model: ModelOptions, *, conditional: bool, label_dropout: float) -> None:
         super().__init__()
@@ -94,9 +97,6 @@ class Objective(nn.Module, abc.ABC):
             wrong = y[(y < -1) | (y >= self.classes)][0].item()
             raise GenkitError(f"class {wrong} is out of range: '{self.spec.name}' has classes 0 to {self.classes - 1}")
         return y
-
-    def has_likelihood(self) -> bool:
-        return self.view.likelihood is not None
 
     def encoded_for_likelihood(self, x: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
         """Data as the model sees them, and their classes. Raises GenkitError when there is no likelihood."""

@@ -42,6 +42,8 @@ class FlowMatching(Objective):
     noise, sigma: how data are read (see `Continuous`).
     """
 
+    solves = True
+
     def __init__(
         self,
         spec: DataSpec,
@@ -119,9 +121,8 @@ class FlowMatching(Objective):
         """`sampler`: a solver (default: heun with 16 steps). `start`: source samples to begin from."""
         solver = SOLVERS.build("heun" if sampler is None else sampler)
         y = self.labels(n, y, guidance)
-        like = torch.empty(n, *self.spec.shape, device=self.device)
-        x0 = self.source.sample(like, generator=generator) if start is None else start
-        field = self.field(y, guidance)
+        x0 = self.start(n, generator=generator) if start is None else start
+        field, log_prob = self.field(y, guidance), None
         if return_log_prob:
             if guidance is not None and guidance.active:
                 raise GenkitError("guided samples have no log-probability: set guidance to 1")
@@ -131,11 +132,30 @@ class FlowMatching(Objective):
             log_prob = self._log_prob(self.source.log_prob(x0)[:, None] + change)
         else:
             solution = solver.solve(field, x0, generator=generator)
-            x, log_prob = solution.x, None
+            x = solution.x
         branches = 2 if guidance is not None and guidance.active and y is not None else 1
         return Sample(
             self.view.decode(x), solution.nfe, float(solution.nfe * branches * self.tokens.length), log_prob
         )
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        sampler: Solver | str,
+        generator: Generator = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """The states (B, ...) that the solver passes through, encoded, and their times."""
+        solver = SOLVERS.build(sampler)
+        x0 = self.start(n, generator=generator)
+        solution = solver.solve(self.field(self.labels(n, y)), x0, generator=generator, keep=True)
+        return solution.trajectory, solver.times()
+
+    def start(self, n: int, *, generator: Generator = None) -> Tensor:
+        """n samples of the source (n, ...)."""
+        return self.source.sample(torch.empty(n, *self.spec.shape, device=self.device), generator=generator)
 
     def log_prob(
         self,

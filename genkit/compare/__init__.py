@@ -1,0 +1,1 @@
+"""Comparing objectives: train the arms, evaluate them alike, and report."""
