@@ -15,8 +15,8 @@ from genkit.types import DataSpec
 class Digits(Dataset):
     """Handwritten digits, 1x8x8 with 17 grey levels, 10 classes; 1,437 to train, 360 to test.
 
-    The split is fixed and stratified: rows are sorted by class, within a class by a keyed shuffle, and every
-    fifth row from the first is test (so each class gives a fifth of itself, to one row).
+    The split is fixed and stratified: of the rows in a keyed order, sorted by class, every fifth from the
+    first is test (so each class gives a fifth of itself, to one row). Both parts stay in the keyed order.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998
     (https://archive.ics.uci.edu/dataset/80), the test part, as shipped with scikit-learn.
@@ -30,8 +30,9 @@ class Digits(Dataset):
         bunch = load_digits()
         x = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
         y = torch.from_numpy(bunch.target).long()
-        shuffled = torch.randperm(len(y), generator=keyed_generator(0, "digits", "split"))
-        by_class = shuffled[y[shuffled].argsort(stable=True)]
-        test = torch.arange(len(y)) % 5 == 0
-        rows = by_class[test if name == "test" else ~test]
+        order = torch.randperm(len(y), generator=keyed_generator(0, "digits", "split"))
+        x, y = x[order], y[order]
+        test = torch.zeros(len(y), dtype=torch.bool)
+        test[y.argsort(stable=True)[::5]] = True
+        rows = test if name == "test" else ~test
         return TensorSplit(x[rows], y[rows])

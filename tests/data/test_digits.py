@@ -18,4 +18,4 @@ def test_the_parts_are_a_stratified_partition() -> None:
 
 
 def test_the_split_is_pinned() -> None:
-    assert DATASETS.build("digits").hash == "4c73e577db0b57e300f6938bc84f6c29aff77a9c388acd272ddeb6123993c628"
+    assert DATASETS.build("digits").hash == "8cd19ed6a330a8373ea96fca1b6a1d2b33fb7becb9485202bc36a36a4752eb60"

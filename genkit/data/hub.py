@@ -1,0 +1,215 @@
+"""Any image data set that Hugging Face `datasets` can read: from the hub, or from a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from genkit.data.base import DATASETS, Dataset, Split, TensorSplit
+from genkit.data.randomness import keyed_generator
+from genkit.errors import GenkitError, choose
+from genkit.types import DataSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BLOCK = 256  # rows that are decoded at once
+
+
+@DATASETS.register("hub")
+class Hub(Dataset):
+    """Images of a data set on the hub, or of a local folder of images or parquet files; 256 levels.
+
+    path: name on the hub ("uoft-cs/cifar10"), or a folder that `datasets` can read. config: name of a subset.
+    image, label: columns; label None for unlabelled data.
+    train, test: names of splits, or slices of them ("train[:90%]").
+    size: height and width, by resizing and cropping about the centre; None for images of one size, kept.
+    channels: 1 (grey) or 3 (RGB).
+    limit: at most so many rows of each part, chosen by a fixed key.
+    memory: bytes of pixels up to which a part is decoded once into a tensor; larger ones decode when taken.
+
+    Raises GenkitError for data that cannot be reached or read, an unknown column or split (with the nearest),
+    labels that are not class numbers, and images of several sizes when `size` is not given.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        config: str | None = None,
+        image: str = "image",
+        label: str | None = "label",
+        train: str = "train",
+        test: str = "test",
+        size: int | None = None,
+        channels: Literal[1, 3] = 3,
+        limit: int | None = None,
+        memory: int = 4 * 2**30,
+    ) -> None:
+        for key, value, least in (("size", size, 1), ("limit", limit, 1), ("memory", memory, 0)):
+            if value is not None and value < least:
+                raise GenkitError(f"{key} must be at least {least}, not {value}")
+        if channels not in (1, 3):
+            raise GenkitError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
+        self.path, self.config, self.image, self.label = path, config, image, label
+        self.parts = {"train": train, "test": test}
+        self.size, self.channels, self.limit, self.memory = size, channels, limit, memory
+
+    @cached_property
+    def spec(self) -> DataSpec:  # type: ignore[override]
+        rows = self._rows["train"]
+        width, height = (self.size, self.size) if self.size else rows[0][self.image].size
+        names = self._class_names(rows)
+        return DataSpec(
+            f"hub:{self.path}",
+            (self.channels, height, width),
+            levels=256,
+            classes=None if names is None else len(names),
+            class_names=names or (),
+        )
+
+    def load(self, name: Literal["train", "test"]) -> Split:
+        rows, spec = self._rows[name], self.spec
+        y = None
+        if self.label is not None:
+            y = torch.tensor(rows[self.label][:], dtype=torch.int64)
+            if int(y.min()) < 0 or int(y.max()) >= (spec.classes or 0):
+                place = f"column '{self.label}' of split '{self.parts[name]}' of '{self.path}'"
+                raise GenkitError(
+                    f"{place} has labels {int(y.min())}..{int(y.max())}, not 0..{(spec.classes or 0) - 1}"
+                )
+        split = ImageSplit(rows, self.image, spec.shape, y, fit=self.size is not None)
+        return split.decoded() if len(rows) * spec.dims <= self.memory else split
+
+    @cached_property
+    def _rows(self) -> dict[str, Any]:
+        """Both parts as `datasets.Dataset`, with images that decode to PIL."""
+        import datasets
+
+        found = {}
+        for name, part in self.parts.items():
+            rows = self._read(part)
+            for column in (self.image, self.label):
+                if column is not None and column not in rows.column_names:
+                    error = choose(column, rows.column_names, f"column in '{self.path}'")
+                    raise GenkitError(
+                        f"{error}{'; label null leaves labels out' if column == self.label else ''}"
+                    )
+            if not isinstance(rows.features[self.image], datasets.Image):
+                raise GenkitError(
+                    f"column '{self.image}' of '{self.path}' holds {rows.features[self.image]}, no images"
+                )
+            if len(rows) == 0:
+                raise GenkitError(f"split '{part}' of '{self.path}' has no rows")
+            if self.limit is not None and self.limit < len(rows):
+                order = torch.randperm(len(rows), generator=keyed_generator(0, "hub", "limit", name))
+                rows = rows.select(order[: self.limit].sort().values.tolist())
+            found[name] = rows
+        return found
+
+    def _read(self, part: str) -> Any:
+        import datasets
+
+        try:
+            return datasets.load_dataset(self.path, self.config, split=part)
+        except ValueError as error:
+            self._check_split(part)
+            raise GenkitError(f"'{self.path}' cannot be read: {error}") from error
+        except (OSError, RuntimeError) as error:  # not there, not reachable, or damaged
+            where = "is neither a folder here nor to be had from the hub (is the network there?)"
+            what = "cannot be read" if Path(self.path).exists() else where
+            raise GenkitError(f"the data set '{self.path}' {what}: {error}") from error
+
+    def _check_split(self, part: str) -> None:
+        import datasets
+
+        names = list(datasets.load_dataset(self.path, self.config))
+        word = re.match(r"\w*", part)
+        if word is not None and word[0] not in names:
+            raise choose(part, names, f"split of '{self.path}'")
+
+    def _class_names(self, rows: Any) -> tuple[str, ...] | None:
+        import datasets
+
+        if self.label is None:
+            return None
+        feature = rows.features[self.label]
+        if isinstance(feature, datasets.ClassLabel):
+            return tuple(feature.names)
+        if getattr(feature, "dtype", "").startswith(("int", "uint")):
+            return tuple(str(label) for label in range(max(rows[self.label][:]) + 1))
+        raise GenkitError(f"column '{self.label}' of '{self.path}' holds {feature}, no class numbers")
+
+
+class ImageSplit(Split):
+    """Rows of a `datasets.Dataset`, decoded when they are taken.
+
+    rows: with PIL images in column `image`. shape: (C, H, W) of what `take` gives. y: (N,) or None.
+    fit: whether images are resized and cropped to the shape; without it, another size raises GenkitError.
+    """
+
+    def __init__(self, rows: Any, image: str, shape: tuple[int, ...], y: Tensor | None, *, fit: bool) -> None:
+        self.rows, self.image, self.shape, self.y, self.fit = rows, image, shape, y, fit
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        index = index.cpu()
+        x = self._pixels(index.tolist()).to(self.device).long()
+        return x, None if self.y is None else self.y[index].to(self.device)
+
+    def to(self, device: torch.device | str) -> ImageSplit:
+        moved = ImageSplit(self.rows, self.image, self.shape, self.y, fit=self.fit)
+        moved.device = torch.device(device)
+        return moved
+
+    @cached_property
+    def hash(self) -> str:
+        """Of the encoded images, labels and shape: to decode so many rows only for a hash would take hours."""
+        import datasets
+
+        digest = hashlib.sha256(repr((self.shape, self.fit, len(self))).encode())
+        encoded = self.rows.cast_column(self.image, datasets.Image(decode=False))
+        for start in range(0, len(self), BLOCK):
+            for row in encoded[start : start + BLOCK][self.image]:
+                content = row["bytes"] if row["bytes"] is not None else Path(row["path"]).read_bytes()
+                digest.update(hashlib.sha256(content).digest())
+        if self.y is not None:
+            digest.update(self.y.numpy().tobytes())
+        return digest.hexdigest()
+
+    def decoded(self) -> TensorSplit:
+        """All rows as one uint8 tensor."""
+        from rich.console import Console
+        from rich.progress import track
+
+        x = torch.empty(len(self), *self.shape, dtype=torch.uint8)
+        blocks = torch.arange(len(self)).split(BLOCK)
+        for block in track(blocks, "decoding images", console=Console(stderr=True), transient=True):
+            x[block] = self._pixels(block.tolist())
+        return TensorSplit(x, self.y)
+
+    def _pixels(self, index: list[int]) -> Tensor:
+        return torch.stack([self._image(image) for image in self.rows[index][self.image]])
+
+    def _image(self, image: Image.Image) -> Tensor:
+        import numpy
+        from PIL import Image, ImageOps
+
+        channels, height, width = self.shape
+        image = image.convert("L" if channels == 1 else "RGB")
+        if self.fit:
+            image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        if image.size != (width, height):
+            found = f"{image.size[0]}x{image.size[1]} beside {width}x{height}"
+            raise GenkitError(
+                f"images of several sizes ({found}): give size={min(*image.size, width, height)}"
+            )
+        return torch.from_numpy(numpy.array(image)).reshape(height, width, channels).permute(2, 0, 1)

@@ -1,0 +1,194 @@
+"""The pinned feature extractors: one small classifier for each built-in image set.
+
+    load_extractor("digits")                                              the committed weights, checked
+    python -m genkit.metrics.extractor digits --out digits.safetensors    trains them again
+
+Weights are safetensors in `weights/`, with what they were trained on in their metadata, and their SHA-256
+below. The training is deterministic on one machine and version of torch; elsewhere it gives weights as good,
+but with another hash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from genkit.data.base import DATASETS, Dataset, KeyedBatches
+from genkit.errors import GenkitError, choose
+from genkit.types import DataSpec
+
+WEIGHTS = Path(__file__).parent / "weights"
+PINNED = {
+    "digits": "65735ec524133d244176e03c1a8e5924bcc4bff9becf1de426653c6723d9be1d",
+    "fashion_mnist": "",
+}
+EPOCHS = {"digits": 40, "fashion_mnist": 6}
+BLOCK = 1024  # images that go through the network at once
+
+
+class Extractor(nn.Module):
+    """A convolutional classifier whose last hidden layer gives features.
+
+    levels (B, C, H, W) -> 2 l / (V - 1) - 1 -> 3 x [convolution 3x3, batch norm, GELU], halving the size
+    after the first (images over 16 pixels) and the second -> linear -> GELU = features (B, 48) -> linear =
+    logits (B, classes).
+
+    hash: SHA-256 of the weights file; accuracy: on test data. Both are empty until the weights are loaded.
+    """
+
+    num_features = 48
+
+    def __init__(self, shape: tuple[int, int, int], levels: int, classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.shape, self.levels, self.classes = shape, levels, classes
+        self.hash, self.accuracy = "", float("nan")
+        halve = max(height, width) > 16
+        self.trunk = nn.Sequential(
+            *self._layer(channels, 32),
+            *([nn.MaxPool2d(2, ceil_mode=True)] if halve else []),
+            *self._layer(32, 48),
+            nn.MaxPool2d(2, ceil_mode=True),
+            *self._layer(48, 32),
+            nn.Flatten(),
+        )
+        size = self.trunk(torch.zeros(2, *shape)).shape[1]
+        self.hidden = nn.Linear(size, self.num_features)
+        self.head = nn.Linear(self.num_features, classes)
+
+    @staticmethod
+    def _layer(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Levels (B, C, H, W) -> features (B, 48). Raises GenkitError for images of another shape."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise GenkitError(f"this extractor reads images {self.shape}, not {tuple(x.shape[1:])}")
+        scaled = 2 * x.to(self.head.weight.dtype) / (self.levels - 1) - 1
+        return functional.gelu(self.hidden(self.trunk(scaled)))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Levels (B, C, H, W) -> logits (B, classes)."""
+        return self.head(self(x))
+
+
+def load_extractor(name: str) -> Extractor:
+    """The pinned extractor of a data set, frozen and in evaluation mode.
+
+    Raises GenkitError for a data set without one (its metrics are those that need none), and for a weights
+    file that is missing or not the pinned one.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load
+
+    if name not in PINNED:
+        error = choose(name, PINNED, "feature extractor for the data set")
+        raise GenkitError(f"{error}; sliced_wasserstein, energy_distance and nearest need none")
+    path = WEIGHTS / f"{name}.safetensors"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise GenkitError(f"the weights of the extractor for '{name}' cannot be read: {error}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != PINNED[name]:
+        raise GenkitError(
+            f"{path} is not the pinned extractor: SHA-256 {found}, not {PINNED[name]}; restore it"
+        )
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["extractor"])
+    extractor = Extractor(tuple(about["shape"]), about["levels"], about["classes"])
+    extractor.load_state_dict(load(content))
+    extractor.hash, extractor.accuracy = found, about["accuracy"]
+    return extractor.eval().requires_grad_(False)
+
+
+def train_extractor(data: Dataset, epochs: int, *, seed: int = 0) -> Extractor:
+    """Trains a classifier on the train part; `accuracy` is on the test part. A function of its arguments.
+
+    AdamW with one cycle of the learning rate, images shifted by up to a pixel, cross-entropy with labels
+    smoothed by 0.05. Raises GenkitError for data that are not labelled images with levels.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    shape, levels, classes = _labelled_images(data.spec)
+    torch.manual_seed(seed)
+    extractor = Extractor(shape, levels, classes)
+    size = 128
+    steps = epochs * len(data.train) // size
+    optimizer = torch.optim.AdamW(extractor.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
+    batches = KeyedBatches(data.train, size, seed=seed, stop=steps)
+    for batch in track(batches, f"extractor for {data.spec.name}", console=Console(stderr=True)):
+        down, right = torch.randint(-1, 2, (2,)).tolist()
+        assert batch.y is not None
+        logits = extractor.predict(batch.x.roll((down, right), (2, 3)))
+        loss = functional.cross_entropy(logits, batch.y, label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    extractor.eval().requires_grad_(False)
+    extractor.accuracy = _accuracy(extractor, data)
+    return extractor
+
+
+def _labelled_images(spec: DataSpec) -> tuple[tuple[int, int, int], int, int]:
+    if len(spec.shape) != 3 or spec.levels is None or spec.classes is None:
+        raise GenkitError(
+            f"an extractor is trained on labelled images with levels, which '{spec.name}' are not"
+        )
+    channels, height, width = spec.shape
+    return (channels, height, width), spec.levels, spec.classes
+
+
+def _accuracy(extractor: Extractor, data: Dataset) -> float:
+    right = 0
+    for rows in torch.arange(len(data.test)).split(BLOCK):
+        x, y = data.test.take(rows)
+        assert y is not None
+        right += int((extractor.predict(x).argmax(1) == y).sum())
+    return right / len(data.test)
+
+
+def save_extractor(extractor: Extractor, data: Dataset, path: Path) -> str:
+    """Writes weights and metadata as safetensors, and gives the SHA-256 to pin."""
+    from safetensors.torch import save
+
+    about = {
+        "accuracy": extractor.accuracy,
+        "classes": extractor.classes,
+        "data": data.spec.name,
+        "data_hash": data.hash,
+        "levels": extractor.levels,
+        "shape": list(extractor.shape),
+    }
+    # one key, because safetensors writes several in no fixed order
+    content = save(extractor.state_dict(), metadata={"extractor": json.dumps(about, sort_keys=True)})
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains the extractor of one data set; prints its test accuracy and the hash to pin."""
+    parser = argparse.ArgumentParser(prog="python -m genkit.metrics.extractor", description=main.__doc__)
+    parser.add_argument("data", choices=sorted(PINNED))
+    parser.add_argument("--out", type=Path, help="the weights file (default: the committed one)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # sums in one order
+    torch.use_deterministic_algorithms(True)
+    data = DATASETS.build(options.data)
+    extractor = train_extractor(data, EPOCHS[options.data])
+    path = options.out or WEIGHTS / f"{options.data}.safetensors"
+    digest = save_extractor(extractor, data, path)
+    print(f"{path}: test accuracy {extractor.accuracy:.4f}, SHA-256 {digest}")
+
+
+if __name__ == "__main__":
+    main()
