@@ -15,7 +15,10 @@ from genkit.types import Velocity
 
 
 class Adaptive(OneStep):
-    """Steps chosen so that the error estimate stays below atol + rtol |x|; evaluations vary with the field."""
+    """Steps chosen so that the error estimate stays below atol + rtol |x|; evaluations vary with the field.
+
+    Raises GenkitError where no step is small enough, or the state is not finite.
+    """
 
     method: ClassVar[str]
 
@@ -32,7 +35,23 @@ class Adaptive(OneStep):
         from torchdiffeq import odeint
 
         times = torch.stack((t, t + dt))
-        return odeint(field, x, times, rtol=self.rtol, atol=self.atol, method=self.method)[-1]
+        low, high = times.min(), times.max()
+
+        def inside(s: Tensor, z: Tensor) -> Tensor:  # the guess of a first step may look beyond the interval
+            return field(s.clamp(low, high), z)
+
+        # step_t: end on t + dt. By default torchdiffeq steps past the end, where no model was trained, and
+        # interpolates back.
+        options = {"step_t": times[1:]}
+        try:
+            return odeint(
+                inside, x, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+            )[-1]
+        except AssertionError as error:
+            raise GenkitError(
+                f"{self.method} cannot go on at these tolerances (rtol={self.rtol}, atol={self.atol}): "
+                f"{error}"
+            ) from None
 
 
 @SOLVERS.register("dopri5")

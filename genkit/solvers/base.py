@@ -76,8 +76,8 @@ class Solver(abc.ABC):
     ) -> Solution:
         """From x at times[0] to times[-1] (default: 0 to 1). `keep` returns the state at each time.
 
-        Raises GenkitError for a field that cannot give what the method needs, and for times that are not
-        strictly monotone.
+        Raises GenkitError for a field that cannot give what the method needs, and for times that are fewer
+        than two or not strictly monotone.
         """
         gives = field.gives if isinstance(field, Field) else frozenset({"velocity"})
         if missing := self.needs - gives:
@@ -87,6 +87,8 @@ class Solver(abc.ABC):
                 "euler, midpoint, heun and rk4 need velocity only"
             )
         nodes = self.times() if times is None else times
+        if nodes.ndim != 1 or len(nodes) < 2:
+            raise GenkitError(f"a solver needs at least two times, not {nodes.tolist()}")
         steps = nodes.diff()
         if not (bool((steps > 0).all()) or bool((steps < 0).all())):
             raise GenkitError(f"times must be strictly monotone, not {nodes.tolist()}")
