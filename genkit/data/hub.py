@@ -104,8 +104,6 @@ class Hub(Dataset):
                 raise GenkitError(
                     f"column '{self.image}' of '{self.path}' holds {rows.features[self.image]}, no images"
                 )
-            if len(rows) == 0:
-                raise GenkitError(f"split '{part}' of '{self.path}' has no rows")
             if self.limit is not None and self.limit < len(rows):
                 order = torch.randperm(len(rows), generator=keyed_generator(0, "hub", "limit", name))
                 rows = rows.select(order[: self.limit].sort().values.tolist())
@@ -172,7 +170,7 @@ class ImageSplit(Split):
 
     @cached_property
     def hash(self) -> str:
-        """Of the encoded images, labels and shape: to decode so many rows only for a hash would take hours."""
+        """Of the encoded images, labels and shape: to decode so many rows for a hash would take hours."""
         import datasets
 
         digest = hashlib.sha256(repr((self.shape, self.fit, len(self))).encode())

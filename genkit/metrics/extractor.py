@@ -35,8 +35,8 @@ BLOCK = 1024  # images that go through the network at once
 class Extractor(nn.Module):
     """A convolutional classifier whose last hidden layer gives features.
 
-    levels (B, C, H, W) -> 2 l / (V - 1) - 1 -> 3 x [convolution 3x3, batch norm, GELU], halving the size
-    after the first (images over 16 pixels) and the second -> linear -> GELU = features (B, 48) -> linear =
+    levels (B, C, H, W) -> 2 l / (V - 1) - 1 -> 3 x [convolution 3x3, batch norm, GELU], halving the size in
+    the first (images over 16 pixels) and after the second -> linear -> GELU = features (B, 48) -> linear =
     logits (B, classes).
 
     hash: SHA-256 of the weights file; accuracy: on test data. Both are empty until the weights are loaded.
@@ -49,22 +49,16 @@ class Extractor(nn.Module):
         channels, height, width = shape
         self.shape, self.levels, self.classes = shape, levels, classes
         self.hash, self.accuracy = "", float("nan")
-        halve = max(height, width) > 16
         self.trunk = nn.Sequential(
-            *self._layer(channels, 32),
-            *([nn.MaxPool2d(2, ceil_mode=True)] if halve else []),
-            *self._layer(32, 48),
+            *_layer(channels, 32, stride=2 if max(height, width) > 16 else 1),
+            *_layer(32, 48),
             nn.MaxPool2d(2, ceil_mode=True),
-            *self._layer(48, 32),
+            *_layer(48, 32),
             nn.Flatten(),
         )
         size = self.trunk(torch.zeros(2, *shape)).shape[1]
         self.hidden = nn.Linear(size, self.num_features)
         self.head = nn.Linear(self.num_features, classes)
-
-    @staticmethod
-    def _layer(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()]
 
     def forward(self, x: Tensor) -> Tensor:
         """Levels (B, C, H, W) -> features (B, 48). Raises GenkitError for images of another shape."""
@@ -76,6 +70,11 @@ class Extractor(nn.Module):
     def predict(self, x: Tensor) -> Tensor:
         """Levels (B, C, H, W) -> logits (B, classes)."""
         return self.head(self(x))
+
+
+def _layer(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.GELU()]
 
 
 def load_extractor(name: str) -> Extractor:
