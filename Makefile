@@ -25,9 +25,10 @@ install: $(STAMP) ## make .venv with genkit and pinned dependencies (instant whe
 
 $(STAMP): pyproject.toml constraints.txt
 	@if ! $(BIN)/python -c '$(IN_RANGE)' 2>/dev/null; then \
-		if [ -z "$(PYTHON)" ]; then \
-			echo "genkit needs Python 3.11, 3.12 or 3.13 with the venv module, and found none;" >&2; \
-			echo "install one (Debian: apt install python3-venv) or name it: make install PYTHON=/path/to/python3.12" >&2; \
+		if ! "$(PYTHON)" -c '$(IN_RANGE)' 2>/dev/null; then \
+			echo "genkit needs Python 3.11, 3.12 or 3.13 with its venv module; '$(PYTHON)' is not that." >&2; \
+			echo "Install one (Debian: apt install python3-venv), or name it:" >&2; \
+			echo "    make install PYTHON=/path/to/python3.12" >&2; \
 			exit 2; \
 		fi; \
 		echo "making $(VENV) with $(PYTHON)"; \
