@@ -37,6 +37,11 @@ class DataMetric(Metric):
 
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
+        """Whether data of this spec can be measured; building the metric for others raises GenkitError."""
+        return True
+
+    @classmethod
+    def applies(cls, spec: DataSpec) -> bool:
         """Whether the metric can be taken of such data."""
         return True
 
