@@ -15,7 +15,8 @@ class VariancePreserving(Path):
     """Diffusion with linear beta, with s = 1 - t: alpha = exp(-beta_min s / 2 - (beta_max - beta_min) s^2 / 4).
 
     sigma = sqrt(1 - alpha^2). alpha at t=0 is not 0 but exp(-(beta_min + beta_max) / 4), 0.0066 for the
-    defaults, as in the paper. sigma' is infinite at t=1: there it is given at s = 1e-5.
+    defaults, as in the paper. sigma' is infinite at t=1: from s = 1e-5 on, all four stay as they are there
+    (so sigma at t=1 is not 0 but 0.001).
     Song et al., Score-Based Generative Modeling through SDEs, https://arxiv.org/abs/2011.13456.
     """
 
