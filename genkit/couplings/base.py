@@ -43,7 +43,9 @@ class Coupling(abc.ABC):
     def setup(self, data: EncodedData | None, source: Source, teacher: Any = None) -> None:
         """Once before training. Raises GenkitError when a teacher is needed and missing."""
         if self.needs_teacher and teacher is None:
-            raise GenkitError(f"the coupling {type(self).__name__} needs a teacher: set teacher=RUN_FOLDER or an arm")
+            raise GenkitError(
+                f"the coupling {type(self).__name__} needs a teacher: set teacher=RUN_FOLDER or an arm"
+            )
         self.data, self.source, self.teacher = data, source, teacher
 
     @abc.abstractmethod

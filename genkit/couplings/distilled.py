@@ -40,17 +40,24 @@ class Distilled(Coupling):
         if noise is not None and noise < 0:
             raise GenkitError(f"distilled: noise must not be negative, not {noise}")
         self.teacher_name, self.noise, self.endpoint, self.rescale = teacher, noise, endpoint, rescale
-        self.scale = 1.0
+        self.sigma, self.scale = noise or 0.0, 1.0
 
     def setup(self, data: EncodedData | None, source: Source, teacher: Any = None) -> None:
         super().setup(data, source, teacher)
+        if not hasattr(teacher, "encode"):
+            raise GenkitError(
+                "distilled: the teacher must give data a code, as a normalizing flow does; "
+                f"{type(teacher).__name__} does not"
+            )
         if self.noise is None:
-            self.noise = float(teacher.view.sigma)
+            self.sigma = float(teacher.view.sigma)
+        self.scale = 1.0
         if self.rescale and data is not None:
             generator = torch.Generator().manual_seed(0)
             rows = torch.arange(min(len(data), 4096))
-            squares = [self._code(*data.take(part, generator=generator), generator)[0].square() for part in rows.split(256)]
-            self.scale = float(torch.cat(squares).mean().sqrt())
+            parts = (data.take(part, generator=generator) for part in rows.split(256))
+            codes = torch.cat([self._code(x1, y, generator)[0] for x1, y in parts])
+            self.scale = float(codes.square().mean().sqrt())
 
     def __call__(
         self, x1: Tensor, y: Tensor | None = None, *, index: Tensor | None = None, generator: Generator = None
@@ -61,8 +68,8 @@ class Distilled(Coupling):
     @torch.no_grad()
     def _code(self, x1: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
         noised = x1
-        if self.noise:
-            noised = x1 + self.noise * torch.empty_like(x1).normal_(generator=generator)
+        if self.sigma:
+            noised = x1 + self.sigma * torch.empty_like(x1).normal_(generator=generator)
         if next(self.teacher.parameters()).device != x1.device:
             self.teacher.to(x1.device)
         with torch.autocast(x1.device.type, enabled=False):

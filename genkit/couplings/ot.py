@@ -27,9 +27,11 @@ class OptimalTransport(Coupling):
         from scipy.optimize import linear_sum_assignment
 
         x0 = self.source.sample(x1, generator=generator)
-        # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: only the last term depends on who goes with whom.
-        cost = -x1.flatten(1) @ x0.flatten(1).T
+        # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: only the last term depends on who goes with whom. In float64,
+        # which autocast leaves alone: rounding must not decide the permutation.
+        a, b = (x.detach().flatten(1).cpu().double() for x in (x1, x0))
+        cost = -a @ b.T
         if not bool(torch.isfinite(cost).all()):
             raise GenkitError("ot: the cost matrix has values that are not finite; look at the data")
-        _, order = linear_sum_assignment(cost.detach().cpu().double().numpy())
+        _, order = linear_sum_assignment(cost.numpy())
         return Pair(x0[torch.from_numpy(order).to(x0.device)], x1, y, index)
