@@ -1,10 +1,9 @@
-"""Every path: where it starts and ends, that u_t is the derivative of x_t, and what a Field derives from it."""
+"""Every path: its ends, that u_t is the derivative of x_t, and what a Field derives from it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.paths import PATHS

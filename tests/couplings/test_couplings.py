@@ -1,0 +1,317 @@
+"""Every coupling keeps what it declares: rows, source, independence, cost, determinism."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+from genkit.couplings import COUPLINGS, Coupling
+from genkit.data.base import Encoded, TensorSplit
+from genkit.data.densities import DensitySource
+from genkit.data.randomness import keyed_generator
+from genkit.data.views import Continuous
+from genkit.errors import GenkitError
+from genkit.types import DataSpec, Pair, Rows, Source, StandardNormal
+
+NAMES = COUPLINGS.names()
+SPEC = DataSpec("toy", (2,), classes=3)
+DATA = TensorSplit(
+    torch.randn(300, 2, generator=keyed_generator(0, "toy")) @ torch.tensor([[2.0, 1.0], [0.0, 0.5]]) + 1,
+    torch.arange(300) % 3,
+)
+
+
+class Teacher(nn.Module):
+    """An invertible flow with a closed form: f(x, y) = (2 + y / 2) x + y."""
+
+    def __init__(self, sigma: float = 0.0) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(2.0))
+        self.spec, self.view = SPEC, SimpleNamespace(sigma=sigma)
+        self.seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        self.seen.append((x, y))
+        shift = torch.zeros(len(x), 1) if y is None else y[:, None].to(x)
+        return (self.slope + shift / 2) * x + shift
+
+
+def build(name: str, source: Source | None = None, **options: Any) -> Coupling:
+    coupling = COUPLINGS.build(name, **options)
+    teacher = Teacher() if coupling.needs_teacher else None
+    coupling.setup(Encoded(DATA, Continuous(SPEC)), source or StandardNormal(), teacher)
+    return coupling
+
+
+def batch(n: int = 48, key: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    index = torch.randint(300, (n,), generator=keyed_generator(key, "rows"))
+    return *DATA.take(index), index  # type: ignore[return-value]
+
+
+def draw(coupling: Coupling, batches: int, n: int = 48) -> Pair:
+    pairs = []
+    for key in range(batches):
+        x1, y, index = batch(n, key)
+        pairs.append(coupling(x1, y, index=index, generator=keyed_generator(key, "pairs")))
+    return Pair(*(torch.cat([getattr(p, f) for p in pairs]) for f in ("x0", "x1", "y", "index")))
+
+
+def cost(pair: Pair) -> float:
+    return float((pair.x1 - pair.x0).square().flatten(1).sum(1).mean())
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    return float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_are_aligned_and_whole(name: str) -> None:
+    coupling, (x1, y, index) = build(name), batch()
+    pair = coupling(x1.clone(), y, index=index, generator=keyed_generator(0))
+    assert pair.x0.shape == pair.x1.shape == x1.shape
+    assert pair.x0.dtype == pair.x1.dtype == x1.dtype
+    assert pair.x0.isfinite().all()
+    assert not pair.x0.requires_grad
+    assert pair.weight is None or (pair.weight.shape == (len(x1),) and (pair.weight >= 0).all())
+    if coupling.rows is Rows.KEPT:
+        for found, given in ((pair.x1, x1), (pair.y, y), (pair.index, index)):
+            assert torch.equal(found, given)
+    elif coupling.rows is Rows.DRAWN:
+        rows, classes = DATA.take(pair.index)
+        assert torch.equal(pair.x1, rows)
+        assert torch.equal(pair.y, classes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unlabelled_batches_have_no_classes_after_either(name: str) -> None:
+    pair = build(name)(batch()[0], generator=keyed_generator(0))
+    assert pair.y is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_keep_their_shape(name: str) -> None:
+    coupling, x1 = build(name), torch.randn(6, 1, 4, 4)
+    if coupling.needs_teacher:
+        coupling.teacher.encode = lambda x, y: 2 * x
+    assert coupling(x1, generator=keyed_generator(0)).x0.shape == x1.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pairs_are_a_function_of_the_generator(name: str) -> None:
+    coupling, (x1, y, index) = build(name), batch()
+    torch.manual_seed(1)
+    first = coupling(x1, y, index=index, generator=keyed_generator(1))
+    torch.manual_seed(2)  # the global generator has no say
+    again = coupling(x1, y, index=index, generator=keyed_generator(1))
+    assert torch.equal(first.x0, again.x0)
+    assert torch.equal(first.x1, again.x1)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if COUPLINGS.get(name).keeps_source])
+def test_other_seeds_give_other_pairs(name: str) -> None:
+    coupling, (x1, y, index) = build(name), batch()
+    first, other = (coupling(x1, y, index=index, generator=keyed_generator(seed)).x0 for seed in (1, 2))
+    assert not torch.equal(first.sort(0).values, other.sort(0).values)
+
+
+@pytest.mark.parametrize("source", ["normal", "8gaussians"])
+@pytest.mark.parametrize("name", [name for name in NAMES if COUPLINGS.get(name).keeps_source])
+def test_the_marginal_of_x0_is_the_source(name: str, source: str) -> None:
+    """Two-sample tests over many batches, for both coordinates and their sum."""
+    drawn = StandardNormal() if source == "normal" else DensitySource(source)  # type: ignore[arg-type]
+    x0 = draw(build(name, drawn), batches=60).x0
+    fresh = drawn.sample(x0, generator=keyed_generator(0, "fresh"))
+    for direction in torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]):
+        assert stats.ks_2samp((x0 @ direction).numpy(), (fresh @ direction).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if COUPLINGS.get(name).rows is not Rows.GENERATED])
+def test_the_marginal_of_x1_is_the_data(name: str) -> None:
+    x1 = draw(build(name), batches=60).x1
+    for column in range(2):
+        assert stats.ks_2samp(x1[:, column].numpy(), DATA.x[:, column].numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dependence_is_as_declared(name: str) -> None:
+    """Energy distance of (x0, x1) to (x0, x1 of other rows), against a permutation's own spread."""
+    pair = draw(build(name), batches=25)
+    n = len(pair.x0)
+    joint = torch.cat((pair.x0, pair.x1), 1)
+
+    def shuffled(key: int) -> Tensor:
+        return torch.cat((pair.x0, pair.x1[torch.randperm(n, generator=keyed_generator(key))]), 1)
+
+    null = [energy_distance(shuffled(2 * k), shuffled(2 * k + 1)) for k in range(5)]
+    found = energy_distance(joint, shuffled(99))
+    if COUPLINGS.get(name).independent:
+        assert found < 1.5 * max(null)
+    else:
+        assert found > 3 * max(null)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if COUPLINGS.get(name).lowers_cost])
+def test_the_cost_is_lower_where_declared(name: str) -> None:
+    independent = draw(build("independent"), batches=10)
+    assert cost(draw(build(name), batches=10)) < 0.95 * cost(independent)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_shares_the_teacher_and_the_data(name: str) -> None:
+    """An averaged model is a deep copy; the teacher's weights must not be in it twice, nor in its state."""
+    coupling = build(name)
+    copied = copy.deepcopy(SimpleNamespace(coupling=coupling)).coupling
+    assert copied.teacher is coupling.teacher
+    assert copied.data is coupling.data
+    assert not isinstance(coupling, nn.Module)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not COUPLINGS.get(name).needs_teacher])
+def test_without_setup_the_source_is_the_standard_normal(name: str) -> None:
+    x1, y, _ = batch(400)
+    x0 = COUPLINGS.build(name)(x1, y, generator=keyed_generator(0)).x0
+    assert stats.kstest(x0.flatten().numpy(), "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if COUPLINGS.get(name).needs_teacher])
+def test_a_missing_teacher_is_an_error_that_says_what_to_set(name: str) -> None:
+    with pytest.raises(GenkitError, match="needs a teacher: set teacher=RUN_FOLDER"):
+        COUPLINGS.build(name).setup(Encoded(DATA, Continuous(SPEC)), StandardNormal(), None)
+
+
+# ot
+
+
+def test_ot_is_the_best_of_all_permutations() -> None:
+    x1 = batch(6)[0].double()
+    pair = COUPLINGS.build("ot")(x1, generator=keyed_generator(0))
+    best = min(
+        float((x1 - pair.x0[list(order)]).square().sum()) for order in itertools.permutations(range(6))
+    )
+    assert float((x1 - pair.x0).square().sum()) == pytest.approx(best, rel=1e-12)
+
+
+def test_ot_costs_what_the_linear_program_over_all_plans_does() -> None:
+    """The plan of the transport problem itself, by SciPy's solver of linear programs."""
+    n = 24
+    x1 = batch(n)[0]
+    pair = COUPLINGS.build("ot")(x1, generator=keyed_generator(0))
+    costs = torch.cdist(x1.double(), pair.x0.double()).square()
+    rows = torch.eye(n).repeat_interleave(n, 1)
+    columns = torch.eye(n).repeat(1, n)
+    program = linprog(
+        costs.flatten().numpy(), A_eq=torch.cat((rows, columns)).numpy(), b_eq=np.full(2 * n, 1 / n)
+    )
+    assert cost(pair) == pytest.approx(program.fun, rel=1e-5)
+
+
+def test_ot_uses_every_source_sample_once() -> None:
+    x1 = batch(32)[0]
+    x0 = COUPLINGS.build("ot")(x1, generator=keyed_generator(3)).x0
+    drawn = StandardNormal().sample(x1, generator=keyed_generator(3))
+    assert sorted(map(tuple, x0.tolist())) == sorted(map(tuple, drawn.tolist()))
+
+
+def test_ot_is_exact_far_from_the_origin_and_under_autocast() -> None:
+    """A common shift leaves the best permutation as it is; rounding must not decide it."""
+    x1 = (DATA.x[:32] * 256).round() / 256  # so that the shifted data are exact
+    expected = COUPLINGS.build("ot")(x1, generator=keyed_generator(0)).x0
+    assert torch.equal(COUPLINGS.build("ot")(x1 + 1000, generator=keyed_generator(0)).x0, expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(COUPLINGS.build("ot")(x1, generator=keyed_generator(0)).x0, expected)
+
+
+def test_ot_of_data_that_are_not_finite() -> None:
+    with pytest.raises(GenkitError, match="not finite"):
+        COUPLINGS.build("ot")(torch.tensor([[1.0, float("nan")], [0.0, 0.0]]))
+
+
+# distilled
+
+
+def distilled(teacher: Teacher, **options: Any) -> Coupling:
+    coupling = COUPLINGS.build("distilled", **options)
+    coupling.setup(Encoded(DATA, Continuous(SPEC)), StandardNormal(), teacher)
+    return coupling
+
+
+def test_distilled_is_the_code_of_the_teacher_with_the_true_class() -> None:
+    x1, y, index = batch()
+    coupling = distilled(Teacher(), rescale=False)
+    pair = coupling(x1, y, index=index, generator=keyed_generator(0))
+    assert torch.equal(pair.x0, Teacher().encode(x1, y))
+    assert torch.equal(pair.x1, x1)
+    assert torch.equal(coupling.teacher.seen[-1][1], y)
+
+
+def test_rescaled_codes_have_the_second_moment_of_the_source() -> None:
+    teacher = Teacher()
+    coupling = distilled(teacher)
+    with torch.no_grad():
+        raw = teacher.encode(DATA.x, DATA.y)
+    pair = coupling(DATA.x, DATA.y, generator=keyed_generator(0))
+    assert coupling.scale == pytest.approx(float(raw.square().mean().sqrt()), rel=1e-5)
+    assert float(pair.x0.square().mean()) == pytest.approx(1, rel=1e-5)
+    assert torch.allclose(pair.x0 * coupling.scale, raw, rtol=1e-5)
+
+
+@pytest.mark.parametrize("endpoint", ["clean", "noised"])
+def test_the_teacher_sees_noise_and_the_student_the_chosen_end(endpoint: str) -> None:
+    x1, y, _ = batch(2000)
+    coupling = distilled(Teacher(), noise=0.3, endpoint=endpoint, rescale=False)
+    pair = coupling(x1, y, generator=keyed_generator(0))
+    seen = coupling.teacher.seen[-1][0]
+    assert float((seen - x1).std()) == pytest.approx(0.3, rel=0.05)
+    assert torch.equal(pair.x1, x1 if endpoint == "clean" else seen)
+    assert torch.equal(pair.x0, Teacher().encode(seen, y))
+
+
+def test_the_noise_is_the_teachers_own_unless_it_is_said() -> None:
+    x1, y, _ = batch(2000)
+
+    def noise(sigma: float, **options: Any) -> float:
+        coupling = distilled(Teacher(sigma), **options)
+        coupling(x1, y, generator=keyed_generator(0))
+        return float((coupling.teacher.seen[-1][0] - x1).std())
+
+    assert noise(0.2) == pytest.approx(0.2, rel=0.05)
+    assert noise(0.2, noise=0.0) == 0
+    assert noise(0.0, noise=0.1) == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_second_setup_takes_the_second_teachers_noise() -> None:
+    coupling = COUPLINGS.build("distilled")
+    x1, y, _ = batch(2000)
+    for sigma in (0.1, 0.4):
+        coupling.setup(Encoded(DATA, Continuous(SPEC)), StandardNormal(), Teacher(sigma))
+        coupling(x1, y, generator=keyed_generator(0))
+        assert float((coupling.teacher.seen[-1][0] - x1).std()) == pytest.approx(sigma, rel=0.05)
+
+
+def test_the_teacher_runs_in_full_precision_and_gives_no_gradient() -> None:
+    x1, y, _ = batch()
+    coupling = distilled(Teacher(), rescale=False)
+    coupling.teacher.encode = lambda x, y: x @ coupling.teacher.slope.expand(2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x0 = coupling(x1, y, generator=keyed_generator(0)).x0
+    assert x0.dtype == torch.float32
+    assert not x0.requires_grad
+    assert torch.allclose(x0, x1 @ torch.full((2, 2), 2.0), atol=1e-6)
+
+
+def test_wrong_options_and_teachers_of_distilled() -> None:
+    with pytest.raises(GenkitError, match="noise must not be negative, not -0.1"):
+        COUPLINGS.build("distilled", noise=-0.1)
+    with pytest.raises(GenkitError, match="'clean', 'noised'"):
+        COUPLINGS.build("distilled", endpoint="blurred")
+    with pytest.raises(GenkitError, match="normalizing flow"):
+        distilled(nn.Linear(2, 2))  # type: ignore[arg-type]
