@@ -27,7 +27,8 @@ class ClassAccuracy(DataMetric, MulticlassAccuracy):
 
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
-        return spec.name in PINNED and spec.classes is not None
+        """Whether the data have a pinned extractor."""
+        return spec.name in PINNED
 
     def __init__(self, spec: DataSpec, extractor: Extractor | None = None) -> None:
         extractor = load_extractor(spec.name) if extractor is None else extractor

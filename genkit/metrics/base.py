@@ -40,11 +40,6 @@ class DataMetric(Metric):
         """Whether data of this spec can be measured; building the metric for others raises GenkitError."""
         return True
 
-    @classmethod
-    def applies(cls, spec: DataSpec) -> bool:
-        """Whether the metric can be taken of such data."""
-        return True
-
 
 class TwoSample(DataMetric):
     """A distance between reference rows and samples that needs all of both: write `distance`.

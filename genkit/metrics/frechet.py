@@ -30,6 +30,7 @@ class FrechetDistance(DataMetric, FrechetInceptionDistance):
 
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
+        """Whether the data have a pinned extractor."""
         return spec.name in PINNED
 
     def __init__(self, spec: DataSpec, extractor: Extractor | None = None) -> None:

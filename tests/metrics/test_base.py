@@ -27,8 +27,20 @@ def test_every_metric_is_built_from_a_spec_and_refuses_to_measure_nothing(name):
         metric.compute()
 
 
-def test_the_metrics_of_the_brief_are_there():
+def test_the_metrics_that_are_promised_are_there():
     assert set(TWO_SAMPLE) >= {"frechet", "sliced_wasserstein", "energy_distance"}
+
+
+@pytest.mark.parametrize("name", METRICS.names())
+@pytest.mark.parametrize("data", ["digits", "moons"])
+def test_a_metric_is_built_where_it_applies_and_only_there(name, data):
+    spec = DATASETS.build(data).spec
+    assert METRICS.get(name).applies(spec) == (data == "digits" or name not in ("frechet", "accuracy"))
+    if METRICS.get(name).applies(spec):
+        METRICS.build(name, spec)
+    else:
+        with pytest.raises(GenkitError, match="feature extractor"):
+            METRICS.build(name, spec)
 
 
 @pytest.mark.parametrize("name", TWO_SAMPLE)
