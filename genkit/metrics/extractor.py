@@ -26,7 +26,7 @@ from genkit.types import DataSpec
 WEIGHTS = Path(__file__).parent / "weights"
 PINNED = {
     "digits": "65735ec524133d244176e03c1a8e5924bcc4bff9becf1de426653c6723d9be1d",
-    "fashion_mnist": "",
+    "fashion_mnist": "495bee175e97de1e2ff82273cd15cde3e7ebd2e2d71c8958c4bd7650d93a7ad3",
 }
 EPOCHS = {"digits": 40, "fashion_mnist": 6}
 BLOCK = 1024  # images that go through the network at once
