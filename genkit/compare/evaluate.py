@@ -45,9 +45,9 @@ class EvaluationOptions:
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
     solver: Solver | str = "euler"
     guidance: Guidance | str | float = 1.0
-    likelihood_rows: int = 256
-    likelihood: Solver | str = "rk4"
-    probes: int = 2
+    likelihood_rows: int = 128
+    likelihood: Solver | str = "heun"
+    probes: int = 1
     batch_size: int = 512
     seed: int = 0
 

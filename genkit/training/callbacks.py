@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     """Calls `write` with a new binary file, then puts it in the place of `path`, or leaves `path` as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise GenkitError(f"cannot write {path}: {error}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        raise GenkitError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class StepCheckpoint(Checkpoint):

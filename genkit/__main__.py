@@ -1,0 +1,281 @@
+"""The command line: genkit train | sample | evaluate | compare | list.
+
+Exit status 0 when all went well, 2 for bad input (one message, no traceback), 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import GenkitError, choose
+
+if TYPE_CHECKING:
+    from genkit.compare.runner import Listener
+
+REGISTRIES = {
+    "objectives": ("genkit.objectives", "OBJECTIVES"),
+    "couplings": ("genkit.couplings", "COUPLINGS"),
+    "paths": ("genkit.paths", "PATHS"),
+    "times": ("genkit.paths", "TIMES"),
+    "solvers": ("genkit.solvers", "SOLVERS"),
+    "grids": ("genkit.solvers", "GRIDS"),
+    "guidances": ("genkit.guidance", "GUIDANCES"),
+    "datasets": ("genkit.data", "DATASETS"),
+    "metrics": ("genkit.metrics", "METRICS"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="genkit", description="Generative models with interchangeable objectives on one backbone.", allow_abbrev=False
+    )
+    root.add_argument("--version", action="store_true", help="print the version")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, help: str, **kwargs: Any) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help, allow_abbrev=False, **kwargs)
+        added.add_argument(
+            "--plugin", action="append", default=[], metavar="FILE", help="run a Python file that registers more entries"
+        )
+        return added
+
+    overrides = {"nargs": "*", "metavar": "key=value", "help": "overrides, such as training.steps=500"}
+
+    train = command("train", "Train a recipe in a run folder, or resume it there.")
+    train.add_argument("recipe", help="a YAML file")
+    train.add_argument("overrides", **overrides)  # type: ignore[arg-type]
+    train.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/<name of the recipe>)")
+
+    sample = command("sample", "Sample a trained run.")
+    sample.add_argument("run", help="a run folder")
+    sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
+    sample.add_argument("--solver", help="see `genkit list solvers`")
+    sample.add_argument("--steps", type=int, help="steps of the solver")
+    sample.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; 1 is off")
+    sample.add_argument("--class", type=int, dest="label", metavar="CLASS", help="class (default: all in turn)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
+    sample.add_argument(
+        "--out", type=Path, default=Path("samples.png"), metavar="FILE", help="a picture .png, or arrays .npy, .safetensors"
+    )
+
+    evaluate = command("evaluate", "Measure a trained run, and print the figures.")
+    evaluate.add_argument("run", help="a run folder")
+    evaluate.add_argument("overrides", **{**overrides, "help": "options, such as samples=1000 steps=[1,2,4]"})  # type: ignore[arg-type]
+
+    compare = command("compare", "Train the arms of a comparison, evaluate them alike, and write a report.")
+    compare.add_argument("recipe", help="a YAML file with `arms`")
+    compare.add_argument("overrides", **overrides)  # type: ignore[arg-type]
+    compare.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
+    compare.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
+
+    list_ = command("list", "What the registries hold, a line each.")
+    list_.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(REGISTRIES))
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit status."""
+    root = parser()
+    try:
+        arguments = root.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its message
+        return int(stop.code or 0)
+    if arguments.version:
+        from genkit import __version__
+
+        print(f"genkit {__version__}")
+        return 0
+    if arguments.command is None:
+        root.print_help()
+        return 0
+    try:
+        COMMANDS[arguments.command](arguments)
+    except GenkitError as error:
+        return fail(str(error))
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        return fail(f"cannot read or write{where}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("genkit: stopped; what was trained is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def fail(message: str) -> int:
+    print(f"genkit: error: {message}", file=sys.stderr)
+    return 2
+
+
+def run_train(arguments: argparse.Namespace) -> None:
+    from genkit.recipe import Recipe, check_plugins, read_yaml, train
+
+    loaded = load_plugins(arguments.plugin)
+    config = read_yaml(arguments.recipe, arguments.overrides)
+    check_plugins(config, loaded, arguments.recipe)
+    if "arms" in config:
+        raise GenkitError(f"{arguments.recipe} has arms: it is for `genkit compare`")
+    recipe = Recipe.resolve(config, arguments.recipe)
+    folder = arguments.out or Path("runs") / (recipe.config["name"] or Path(arguments.recipe).stem)
+    with listening() as listener:
+        run = train(
+            recipe, folder, report=lambda step, steps, loss: listener.training(folder.name, step, steps, loss)
+        )
+    environment = run.environment
+    print(f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s; try: genkit sample {folder}")
+
+
+def run_sample(arguments: argparse.Namespace) -> None:
+    from genkit.compare.pictures import save_samples, writable
+    from genkit.recipe import load
+
+    writable(arguments.out)
+    run = load(arguments.run, plugins=arguments.plugin, device=device(arguments.device))
+    sample = run.sample(
+        arguments.n,
+        arguments.label,
+        solver=arguments.solver,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        seed=arguments.seed,
+    )
+    save_samples(sample.x.cpu(), run.spec, arguments.out)
+    print(f"{arguments.out}: {arguments.n} samples of {run.name}, {sample.nfe} network calls in sequence")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from genkit.compare.evaluate import EvaluationOptions
+    from genkit.compare.report import print_evaluation
+    from genkit.compare.runner import evaluated
+    from genkit.recipe import load
+    from genkit.registry import resolve_options
+
+    run = load(arguments.run, plugins=arguments.plugin)
+    try:
+        given = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.overrides))
+    except Exception as error:
+        raise GenkitError(f"options are key=value, such as samples=1000: {error}") from None
+    assert isinstance(given, dict)
+    options = EvaluationOptions(**resolve_options(EvaluationOptions, given, "evaluate"))
+    with listening() as listener:
+        result = evaluated(run, options, listener)
+    print_evaluation(run.name, result)
+
+
+def run_compare(arguments: argparse.Namespace) -> None:
+    from genkit.compare.pictures import writable
+    from genkit.compare.report import print_table, write_report
+    from genkit.compare.runner import Comparison, compare
+
+    loaded = load_plugins(arguments.plugin)
+    comparison = Comparison.load(arguments.recipe, arguments.overrides, plugins=loaded)
+    out = arguments.out or Path("runs") / comparison.name
+    writable(out / "report.html")
+    with listening() as listener:
+        report = compare(comparison, out, seeds=arguments.seeds, listener=listener)
+        listener.message("report", "drawing")
+        page = write_report(report, out)
+    print_table(report)
+    print(f"Report: {page}")
+
+
+def run_list(arguments: argparse.Namespace) -> None:
+    load_plugins(arguments.plugin)
+    if arguments.kind is not None and arguments.kind not in REGISTRIES:
+        raise choose(arguments.kind, REGISTRIES, "kind of entry")
+    for kind in [arguments.kind] if arguments.kind else REGISTRIES:
+        package, name = REGISTRIES[kind]
+        registry = getattr(importlib.import_module(package), name)
+        if arguments.kind is None:
+            print(f"{kind}:")
+        width = max(len(entry) for entry in registry.names())
+        for entry in registry.names():
+            print(f"  {entry:<{width}}  {registry.summary(entry)}")
+
+
+COMMANDS = {
+    "train": run_train,
+    "sample": run_sample,
+    "evaluate": run_evaluate,
+    "compare": run_compare,
+    "list": run_list,
+}
+
+
+def load_plugins(files: Sequence[str]) -> list[str]:
+    from genkit.registry import load_plugin
+
+    return [load_plugin(file) for file in files]
+
+
+def device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise GenkitError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+@contextmanager
+def listening() -> Iterator[Listener]:
+    """A bar for each run on a terminal, a line now and then elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Bars(progress, plain=not console.is_terminal)
+
+
+class Bars:
+    """The listener behind `listening`."""
+
+    def __init__(self, progress: Any, plain: bool) -> None:
+        self.progress, self.plain = progress, plain
+        self.tasks: dict[str, Any] = {}
+        self.told: dict[str, int] = {}
+
+    def training(self, arm: str, step: int, steps: int, loss: float) -> None:
+        self._bar(arm, total=steps, completed=step, note=f"loss {loss:.4f}")
+        tenth = 10 * step // steps
+        if self.plain and tenth > self.told.get(arm, 0):
+            self.told[arm] = tenth
+            print(f"{arm}: step {step}/{steps}, loss {loss:.4f}", file=sys.stderr, flush=True)
+
+    def message(self, arm: str, text: str) -> None:
+        self._bar(arm, note=text)
+        if self.plain:
+            print(f"{arm}: {text}", file=sys.stderr, flush=True)
+
+    def _bar(self, arm: str, **fields: Any) -> None:
+        if arm not in self.tasks:
+            self.tasks[arm] = self.progress.add_task(arm, total=fields.get("total"), note="")
+        self.progress.update(self.tasks[arm], **fields)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
