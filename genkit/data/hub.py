@@ -63,7 +63,7 @@ class Hub(Dataset):
     @cached_property
     def spec(self) -> DataSpec:  # type: ignore[override]
         rows = self._rows["train"]
-        width, height = (self.size, self.size) if self.size else rows[0][self.image].size
+        width, height = (self.size, self.size) if self.size else decode(rows, self.image, [0])[0].size
         names = self._class_names(rows)
         return DataSpec(
             f"hub:{self.path}",
@@ -115,21 +115,22 @@ class Hub(Dataset):
 
         try:
             return datasets.load_dataset(self.path, self.config, split=part)
-        except ValueError as error:
-            self._check_split(part)
-            raise GenkitError(f"'{self.path}' cannot be read: {error}") from error
-        except (OSError, RuntimeError) as error:  # not there, not reachable, or damaged
+        except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            names = self._splits()
+            if names and re.split(r"\W", part)[0] not in names:
+                raise choose(part, names, f"split of '{self.path}'") from error
             where = "is neither a folder here nor to be had from the hub (is the network there?)"
-            what = "cannot be read" if Path(self.path).exists() else where
+            what = "cannot be read" if names or Path(self.path).exists() else where
             raise GenkitError(f"the data set '{self.path}' {what}: {error}") from error
 
-    def _check_split(self, part: str) -> None:
+    def _splits(self) -> list[str]:
+        """The splits there are, as far as they can be read."""
         import datasets
 
-        names = list(datasets.load_dataset(self.path, self.config))
-        word = re.match(r"\w*", part)
-        if word is not None and word[0] not in names:
-            raise choose(part, names, f"split of '{self.path}'")
+        try:
+            return list(datasets.load_dataset(self.path, self.config))
+        except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError):
+            return []
 
     def _class_names(self, rows: Any) -> tuple[str, ...] | None:
         import datasets
@@ -195,9 +196,9 @@ class ImageSplit(Split):
         return TensorSplit(x, self.y)
 
     def _pixels(self, index: list[int]) -> Tensor:
-        return torch.stack([self._image(image) for image in self.rows[index][self.image]])
+        return torch.stack([self._tensor(image) for image in decode(self.rows, self.image, index)])
 
-    def _image(self, image: Image.Image) -> Tensor:
+    def _tensor(self, image: Image.Image) -> Tensor:
         import numpy
         from PIL import Image, ImageOps
 
@@ -211,3 +212,16 @@ class ImageSplit(Split):
                 f"images of several sizes ({found}): give size={min(*image.size, width, height)}"
             )
         return torch.from_numpy(numpy.array(image)).reshape(height, width, channels).permute(2, 0, 1)
+
+
+def decode(rows: Any, column: str, index: list[int]) -> list[Image.Image]:
+    """The images of some rows. Raises GenkitError for one that is missing or cannot be decoded."""
+    try:
+        images = rows[index][column]
+    except OSError as error:
+        raise GenkitError(
+            f"column '{column}' has a damaged image in rows {index[0]}..{index[-1]}: {error}"
+        ) from error
+    if None in images:
+        raise GenkitError(f"column '{column}' has no image in row {index[images.index(None)]}")
+    return images

@@ -121,6 +121,7 @@ def test_whole_numbers_serve_as_classes_and_slices_as_splits(parquet):
         ({"label": "labels"}, "did you mean 'label'.*label null"),
         ({"label": "text"}, "column 'text' .* no class numbers"),
         ({"image": "number"}, "column 'number' .* no images"),
+        ({"config": "nope"}, "cannot be read.*nope"),
         ({"test": "tests"}, "no split of .* 'tests'; did you mean 'test'"),
         ({"test": "validation[:5]"}, r"no split of .* 'validation\[:5\]'.*one of: test, train"),
         ({"test": "train[7:]"}, r"cannot be read.*train\[7:\].* corresponds to no data"),
@@ -164,6 +165,32 @@ def test_images_of_several_sizes_need_a_size(tmp_path):
     with pytest.raises(GenkitError, match=r"several sizes \(9x9 beside 8x8\): give size=8"):
         DATASETS.build("hub", path=str(tmp_path / "sizes"), label=None).split("train")
     assert len(DATASETS.build("hub", path=str(tmp_path / "sizes"), label=None, size=8).train) == 2
+
+
+def test_damaged_data_are_named(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / "bad" / part).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "bad" / part / "a.png")
+        (tmp_path / "bad" / part / "b.png").write_bytes(b"no image")
+    with pytest.raises(GenkitError, match=r"column 'image' has a damaged image in rows 0..1"):
+        DATASETS.build("hub", path=str(tmp_path / "bad"), label=None).split("train")
+    (tmp_path / "worse").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "worse" / f"{part}.parquet").write_bytes(b"no parquet")
+    with pytest.raises(GenkitError, match="worse' cannot be read"):
+        DATASETS.build("hub", path=str(tmp_path / "worse")).split("train")
+
+
+def test_a_missing_image_names_its_row(tmp_path):
+    (tmp_path / "gap").mkdir()
+    for part in ("train", "test"):
+        features = datasets.Features({"image": datasets.Image()})
+        images = [Image.fromarray(pixels("train")[0]), None]
+        datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(
+            tmp_path / "gap" / f"{part}.parquet"
+        )
+    with pytest.raises(GenkitError, match="column 'image' has no image in row 1"):
+        DATASETS.build("hub", path=str(tmp_path / "gap"), label=None).split("train")
 
 
 def test_data_that_are_nowhere(tmp_path):

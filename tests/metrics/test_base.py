@@ -70,6 +70,18 @@ def test_a_two_sample_metric_is_a_distance(name):
 
 
 @pytest.mark.parametrize("name", TWO_SAMPLE)
+def test_processes_together_measure_what_one_would(name):
+    """`merge_state` reduces states as a distributed run does."""
+    real, samples = rows("test", 90), torch.randint(17, (60, 1, 8, 8))
+    whole, first, second = (METRICS.build(name, DIGITS.spec) for _ in range(3))
+    for metric, part in ((whole, slice(None)), (first, slice(0, 25)), (second, slice(25, None))):
+        metric.update(real[part], real=True)
+        metric.update(samples[part], real=False)
+    first.merge_state(second)
+    torch.testing.assert_close(first.compute(), whole.compute(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", TWO_SAMPLE)
 def test_one_row_or_another_shape_is_refused(name):
     metric = METRICS.build(name, DIGITS.spec)
     metric.update(rows("test", 5), real=True)

@@ -42,6 +42,21 @@ def test_kinds_do_not_mix():
         metric.update(LogProb(torch.zeros(3), "exact"))
 
 
+def test_processes_together_measure_what_one_would():
+    value = -100 * torch.rand(30, dtype=torch.float64)
+    whole, first, second, other = (METRICS.build("bits_per_dim", SPEC) for _ in range(4))
+    whole.update(LogProb(value, "bound"))
+    first.update(LogProb(value[:10], "bound"))
+    second.update(LogProb(value[10:], "bound"))
+    other.update(LogProb(value[10:], "exact"))
+    first.merge_state(second)
+    assert first.compute()["bits_per_dim"].item() == pytest.approx(whole.compute()["bits_per_dim"].item())
+    assert first.compute()["stderr"].item() == pytest.approx(whole.compute()["stderr"].item())
+    second.merge_state(other)
+    with pytest.raises(GenkitError, match="exact, bound mixed"):
+        second.compute()
+
+
 def test_a_value_a_row():
     with pytest.raises(GenkitError, match=r"\(B,\), not \(3, 4\)"):
         METRICS.build("bits_per_dim", SPEC).update(LogProb(torch.zeros(3, 4), "exact"))
