@@ -56,6 +56,8 @@ class ModelOptions:
                 f"model: width {self.width} must be a multiple of 2 * heads = {2 * self.heads} "
                 "(rotary positions turn pairs of a head's channels)"
             )
+        if self.mlp not in ("swiglu", "gelu"):
+            raise GenkitError(f"model: mlp must be 'swiglu' or 'gelu', not {self.mlp!r}")
         if not 0 <= self.dropout < 1:
             raise GenkitError(f"model: dropout must be in [0, 1), not {self.dropout}")
 
