@@ -165,10 +165,7 @@ class KeyedBatches(IterableDataset[Batch]):
             raise GenkitError(f"steps run from {start} to {stop}: start must be in 0..stop")
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
-        self._epoch: tuple[int, Tensor] = (
-            -1,
-            torch.empty(0),
-        )  # the last order, not to draw it again
+        self._epoch = (-1, torch.empty(0))  # the last order, not to draw it again
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -32,7 +32,8 @@ class Hub(Dataset):
     size: height and width, by resizing and cropping about the centre; None for images of one size, kept.
     channels: 1 (grey) or 3 (RGB).
     limit: at most so many rows of each part, chosen by a fixed key.
-    memory: bytes of pixels up to which a part is decoded once into a tensor; larger ones decode when taken.
+    memory: bytes of pixels up to which a part is decoded once into a tensor; a larger part decodes rows when
+    they are taken, and its hash is of the encoded images.
 
     Raises GenkitError for data that cannot be reached or read, an unknown column or split (with the nearest),
     labels that are not class numbers, and images of several sizes when `size` is not given.
@@ -77,7 +78,7 @@ class Hub(Dataset):
         rows, spec = self._rows[name], self.spec
         y = None
         if self.label is not None:
-            y = torch.tensor(rows[self.label][:], dtype=torch.int64)
+            y = torch.tensor(self._labels(rows))
             if int(y.min()) < 0 or int(y.max()) >= (spec.classes or 0):
                 place = f"column '{self.label}' of split '{self.parts[name]}' of '{self.path}'"
                 raise GenkitError(
@@ -132,6 +133,10 @@ class Hub(Dataset):
         except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError):
             return []
 
+    def _labels(self, rows: Any) -> list[int]:
+        """The class of each row, -1 for none."""
+        return [-1 if label is None else label for label in rows[self.label][:]]
+
     def _class_names(self, rows: Any) -> tuple[str, ...] | None:
         import datasets
 
@@ -141,7 +146,7 @@ class Hub(Dataset):
         if isinstance(feature, datasets.ClassLabel):
             return tuple(feature.names)
         if getattr(feature, "dtype", "").startswith(("int", "uint")):
-            return tuple(str(label) for label in range(max(rows[self.label][:]) + 1))
+            return tuple(str(label) for label in range(max(self._labels(rows)) + 1))
         raise GenkitError(f"column '{self.label}' of '{self.path}' holds {feature}, no class numbers")
 
 
