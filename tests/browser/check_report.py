@@ -3,8 +3,10 @@
     python tests/browser/check_report.py runs/digits/report.html [--pictures 5] [--screenshot page.png]
 
 A copy of the page gets a probe as its first script. It listens for errors, waits for the pictures and
-leaves what it saw in an attribute of the document, which Chromium's --dump-dom prints. Exit status: 0 when
-all is well, 1 for faults of the page, 2 when it could not be opened.
+leaves what it saw in an attribute of the document, which Chromium's --dump-dom prints. It comes before any
+content security policy that the page's head sets, so that it runs under all of them.
+
+Exit status: 0 when all is well, 1 for faults of the page, 2 when it could not be opened.
 """
 
 from __future__ import annotations
@@ -57,6 +59,14 @@ PROBE = """<script>
   addEventListener("unhandledrejection", (event) => {
     seen.errors.push(`unhandled rejection: ${event.reason}`);
   });
+  addEventListener("securitypolicyviolation", (event) => {
+    const what = `${event.violatedDirective} ${name(event.blockedURI)}`;
+    seen.errors.push(`blocked by the page's own policy: ${what}`);
+  });
+  const after = (delay) => new Promise((done) => setTimeout(done, delay));
+  const settled = (image) => image.complete || new Promise((done) => {
+    for (const kind of ["load", "error"]) image.addEventListener(kind, done);
+  });
   const report = () => {
     seen.height = document.documentElement.scrollHeight;
     document.documentElement.setAttribute("MARK", JSON.stringify(seen));
@@ -67,9 +77,9 @@ PROBE = """<script>
   document.addEventListener("DOMContentLoaded", eager);
   addEventListener("load", async () => {
     eager();
-    await new Promise((done) => setTimeout(done, 200));  // scripts that run on load come first
+    await after(200);  // scripts that run on load come first
     const images = [...document.images];
-    await Promise.all(images.map((image) => image.decode().catch(() => null)));
+    await Promise.all(images.map(settled));
     for (const image of images) {
       const shown = image.complete && image.naturalWidth > 0;
       if (!shown) seen.missing.push(`<img> ${name(image.currentSrc || image.src)}`);

@@ -102,6 +102,25 @@ def test_one_fault_is_enough(tmp_path, capsys, body, words):
 
 @needs_browser
 @pytest.mark.browser
+def test_page_with_a_policy_of_its_own(tmp_path):
+    """A page may forbid all scripts: the probe runs even so, and a script of the page is a fault."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    big = io.BytesIO()
+    Image.effect_noise((900, 700), 80).save(big, "PNG")
+    body = "".join(inline(big.getvalue()) + "<p>text</p>" * 50 for _ in range(4))
+    seen = check_report.check(write(tmp_path, body, head))
+    assert not seen.faults
+    assert seen.pictures == 4
+    faults = "\n".join(
+        check_report.check(write(tmp_path, "<script>1</script><img src='x.png'>", head)).faults
+    )
+    assert "blocked by the page's own policy: script-src" in faults
+    assert "missing: <img> x.png" in faults
+
+
+@needs_browser
+@pytest.mark.browser
 def test_page_that_forbids_the_probe_is_not_called_good(tmp_path, capsys):
     policy = '<meta http-equiv="Content-Security-Policy" content="script-src \'none\'">'
     page = tmp_path / "report.html"
