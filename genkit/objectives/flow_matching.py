@@ -79,8 +79,8 @@ class FlowMatching(Objective):
     @torch.no_grad()
     def prepare(self, batch: Batch, *, generator: Generator = None) -> Batch:
         x1 = self.view.encode(batch.x, generator=generator)
-        y = batch.y if self.classes is not None else None
-        batch.pair = self.coupling(x1, y, index=batch.index, generator=generator)
+        # With its classes even where this model takes none: a teacher may. `drop_label` leaves them out.
+        batch.pair = self.coupling(x1, batch.y, index=batch.index, generator=generator)
         return batch
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
