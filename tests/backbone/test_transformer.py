@@ -1,7 +1,8 @@
-"""The shared trunk: what sees what, spans, cache, segments, positions, and that a fresh one is the identity."""
+"""The shared trunk: what sees what, spans, cache, segments, positions; a fresh one is the identity."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -76,7 +77,7 @@ def test_samples_do_not_see_each_other_and_the_condition_counts(causal: bool) ->
 def test_spans_compose_to_the_whole(cuts: list[int]) -> None:
     model, (h, cond) = trunk(), inputs()
     whole, ends = model(h, cond, causal=True), [0, *cuts, 4]
-    for a, b in zip(ends, ends[1:], strict=False):
+    for a, b in itertools.pairwise(ends):
         h = model(h, cond, causal=True, layers=slice(a, b))
     assert torch.equal(h, whole)
 

@@ -1,0 +1,66 @@
+"""Small models for the tests of objectives."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genkit.backbone import ModelOptions
+from genkit.data.base import TensorSplit
+from genkit.data.randomness import keyed_generator
+from genkit.objectives import OBJECTIVES, Objective
+from genkit.solvers import SOLVERS
+from genkit.types import Batch, DataSpec, LogProb
+
+IMAGES = DataSpec("images", (1, 4, 4), levels=5, classes=3, class_names=("a", "b", "c"))
+COLOUR = DataSpec("colour", (2, 4, 4), levels=5, classes=3)
+VECTORS = DataSpec("vectors", (2,))
+LABELLED = DataSpec("labelled", (3,), classes=3)
+SPECS = (IMAGES, COLOUR, VECTORS, LABELLED)
+
+
+def split(spec: DataSpec, n: int = 64) -> TensorSplit:
+    generator = keyed_generator(0, spec.name)
+    y = torch.arange(n) % spec.classes if spec.classes else None
+    if spec.levels:
+        return TensorSplit(torch.randint(spec.levels, (n, *spec.shape), generator=generator), y)
+    return TensorSplit(torch.randn(n, *spec.shape, generator=generator), y)
+
+
+def batch(spec: DataSpec, n: int = 8, key: int = 0) -> Batch:
+    index = torch.randint(64, (n,), generator=keyed_generator(key, "rows"))
+    return Batch(*split(spec).take(index), index)
+
+
+def model_options(**options: Any) -> ModelOptions:
+    return ModelOptions(**{"width": 24, "depth": 4, "heads": 2, "patch": 2, **options})
+
+
+def build(
+    name: str, spec: DataSpec, *, model: ModelOptions | None = None, scale: float | None = 1.0, **options: Any
+) -> Objective:
+    """An objective whose zero-initialized weights are random, as after training; scale None: fresh."""
+    torch.manual_seed(0)
+    objective = OBJECTIVES.build({"name": name, **options}, spec, model or model_options())
+    objective.setup(split(spec), None)
+    if scale is not None:
+        randomize(objective, scale)
+    return objective.eval()
+
+
+def log_prob(objective: Objective, x: Tensor, y: Tensor | None, key: int = 0) -> LogProb:
+    """With few steps where it takes steps: enough for laws that do not depend on their number."""
+    takes_steps = "sampler" in inspect.signature(objective.log_prob).parameters
+    options = {"sampler": SOLVERS.build("euler", steps=2)} if takes_steps else {}
+    return objective.log_prob(x, y, generator=keyed_generator(key), **options)
+
+
+def randomize(objective: Objective, scale: float = 1.0) -> None:
+    """Fills what starts at zero: modulations, gates, heads, biases. A head so filled gives outputs of order 1."""
+    with torch.no_grad():
+        for p in objective.parameters():
+            if p.abs().max() == 0:
+                p.normal_(std=scale * (0.5 / p.shape[-1] ** 0.5 if p.ndim > 1 else 0.1))
