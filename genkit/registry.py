@@ -121,7 +121,8 @@ def check_options(cls: type, options: Mapping[str, Any], where: str, *, given: i
     """Raises GenkitError unless `options` fit the constructor of `cls`.
 
     given: leading constructor arguments that are passed by position and so are no options.
-    Unknown keys name the nearest valid one; values are checked against the annotation.
+    Unknown keys name the nearest valid one; values are checked against the annotation; options without a
+    default must be there.
     """
     parameters = list(inspect.signature(cls).parameters.values())[given:]
     accepted = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -132,20 +133,18 @@ def check_options(cls: type, options: Mapping[str, Any], where: str, *, given: i
             raise GenkitError(f"{where}: {error}")
         if key in hints:
             check_value(hints[key], value, f"{where}: {key}")
+    for name, parameter in accepted.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise GenkitError(f"{where}: the option '{name}' is missing")
 
 
 def resolve_options(cls: type, options: Mapping[str, Any], where: str, *, given: int = 0) -> dict[str, Any]:
-    """`options`, checked (see `check_options`), with defaults filled in, also those of nested registries.
-
-    Raises GenkitError for an option without a default that is missing.
-    """
+    """`options`, checked (see `check_options`), with defaults filled in, also those of nested registries."""
     check_options(cls, options, where, given=given)
     hints = typing.get_type_hints(cls.__init__)
     resolved = {}
     for p in list(inspect.signature(cls).parameters.values())[given:]:
         value = options.get(p.name, p.default)
-        if value is p.empty:
-            raise GenkitError(f"{where}: the option '{p.name}' is missing")
         registry = nested_registry(hints.get(p.name), value)
         if registry is not None:
             value = registry.resolve(value, f"{where}: {p.name}")
