@@ -59,7 +59,7 @@ def log_prob(objective: Objective, x: Tensor, y: Tensor | None, key: int = 0) ->
 
 
 def randomize(objective: Objective, scale: float = 1.0) -> None:
-    """Fills what starts at zero: modulations, gates, heads, biases. A head so filled gives outputs of order 1."""
+    """Fills what starts at zero: modulations, gates, heads, biases."""
     with torch.no_grad():
         for p in objective.parameters():
             if p.abs().max() == 0:
