@@ -49,8 +49,13 @@ class Registry(Generic[T]):
         def add(cls: type[T]) -> type[T]:
             if not (isinstance(cls, type) and issubclass(cls, self.base)):
                 raise GenkitError(f"{self.kind} '{name}': {cls!r} is not a subclass of {self.base.__name__}")
+            if not cls.__module__.startswith(f"{self.package}."):
+                self._all()  # a plug-in: the package's own names are taken
             taken = self._entries.get(name)
-            if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            if taken is not None and (taken.__module__, taken.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
                 raise GenkitError(f"{self.kind} '{name}' is already registered by {taken.__module__}")
             self._entries[name] = cls
             return cls
@@ -72,8 +77,8 @@ class Registry(Generic[T]):
             raise GenkitError(f"{where}: {error}" if where else str(error)) from None
 
     def summary(self, name: str) -> str:
-        """The first line of the class's docstring."""
-        return (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
+        """The first line of the class's own docstring."""
+        return inspect.cleandoc(self.get(name).__doc__ or "").partition("\n")[0]
 
     def name_of(self, obj: T) -> str:
         """The name under which the class of `obj` is registered."""
@@ -86,7 +91,11 @@ class Registry(Generic[T]):
     def resolve(self, spec: object, where: str = "") -> dict[str, Any]:
         """`spec`, checked, as a mapping with `name` and every option, defaults filled in."""
         name, options = self._split(spec, where)
-        return {"name": name, **resolve_options(self._get(name, where), options, where, given=self.given)}
+        cls = self._get(name, where)
+        return {
+            "name": name,
+            **resolve_options(cls, options, where or f"{self.kind} '{name}'", given=self.given),
+        }
 
     def build(self, spec: object, *args: Any, **options: Any) -> T:
         """An instance from a name, a mapping, or an instance (returned as it is)."""
@@ -110,10 +119,14 @@ class Registry(Generic[T]):
 
     def _all(self) -> dict[str, type[T]]:
         if not self._loaded:
-            self._loaded = True
-            package = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
+            self._loaded = True  # before the imports: a module may ask for a name while it is loaded
+            try:
+                package = importlib.import_module(self.package)
+                for module in pkgutil.iter_modules(package.__path__):
+                    importlib.import_module(f"{self.package}.{module.name}")
+            except BaseException:
+                self._loaded = False
+                raise
         return self._entries
 
 
@@ -178,13 +191,18 @@ def _fits(hint: Any, value: Any) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(part, value) for part in args)
+    if hint is Any:
+        return True
     if origin is Literal:
-        return value in args
+        return any(value == allowed and type(value) is type(allowed) for allowed in args)
     if hint in (int, float):
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
     if origin in (list, tuple):
-        inner = [part for part in args if part is not Ellipsis]
-        return isinstance(value, (list, tuple)) and all(any(_fits(part, v) for part in inner) for v in value)
+        if not isinstance(value, (list, tuple)):
+            return False
+        if origin is tuple and Ellipsis not in args:
+            return len(value) == len(args) and all(map(_fits, args, value))
+        return all(_fits(args[0], element) for element in value)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping)
     if hint is None or hint is type(None):

@@ -98,9 +98,6 @@ def refused(registry: Registry, spec: object, message: str) -> None:
         registry.check(spec, "farm.yaml: arms.a")
 
 
-defect = pytest.mark.xfail(strict=True, reason="reported, to be mended in genkit/registry.py")
-
-
 @pytest.fixture
 def zoo(tmp_path, monkeypatch) -> Iterator[types.SimpleNamespace]:
     """The package above, fresh: its `base` imported, its other modules not yet."""
@@ -165,7 +162,6 @@ def test_get_summary_and_name_of(zoo):
     assert zoo.animals.name_of(cow()) == "cow"
 
 
-@defect
 def test_summary_is_the_class_s_own(zoo):
     assert zoo.animals.summary("egg") == ""  # a base class's docstring would say nothing about it
 
@@ -262,7 +258,6 @@ def test_plugin_loaded_twice_is_one_entry(zoo, tmp_path):
     assert zoo.animals.names().count("goat") == 1
 
 
-@defect
 def test_plugin_that_takes_a_builtin_name_is_told_so(zoo):
     with pytest.raises(GenkitError, match=r"animal 'cow' is already registered by zoo\d+\.animals"):
 
@@ -272,7 +267,6 @@ def test_plugin_that_takes_a_builtin_name_is_told_so(zoo):
     assert zoo.animals.get("cow").__name__ == "Cow"
 
 
-@defect
 def test_a_module_that_fails_to_import_fails_every_time(zoo):
     (zoo.folder / "broken.py").write_text("raise RuntimeError('broken')")
     for _ in range(2):
@@ -358,13 +352,11 @@ def test_missing_option_is_found_by_a_check(zoo):
         zoo.animals.check("sheep", "farm.yaml")
 
 
-@defect
 def test_missing_option_is_found_by_build(zoo):
     with pytest.raises(GenkitError, match="^animal 'sheep': the option 'fed_with' is missing"):
         zoo.animals.build({"name": "sheep", "wool": 1.0})
 
 
-@defect
 def test_check_without_a_place_names_the_kind(zoo):
     with pytest.raises(GenkitError, match="^animal 'cow': no option 'leg'"):
         zoo.animals.check({"name": "cow", "leg": 4})
@@ -494,7 +486,7 @@ def test_option_of_another_registry_that_must_be_given(zoo):
 @pytest.mark.parametrize(
     ("hint", "value"),
     [
-        pytest.param(typing.Any, object(), marks=defect),
+        (typing.Any, object()),
         (typing.Optional[int], None),  # noqa: UP045  (both spellings)
         (typing.Union[int, str], "a"),  # noqa: UP007
         (int | str | None, None),
@@ -524,13 +516,11 @@ def test_value_that_does_not_fit(hint, value, message):
     assert str(caught.value) == message
 
 
-@defect
 def test_boolean_is_no_literal_number():
     with pytest.raises(GenkitError):
         check_value(typing.Literal[1, 2], True, "x")
 
 
-@defect
 def test_tuple_of_fixed_length():
     check_value(tuple[int, int], (1, 2), "x")
     for value in [(1,), (1, 2, 3)]:
