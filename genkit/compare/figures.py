@@ -400,9 +400,9 @@ def cost(report: Json) -> Figure | None:
     _training_cost(left, report, arms)
     _sampling_cost(right, report, arms)
     _log_axis(left, "y")
-    left.set_ylim(top=1.5 * left.dataLim.y1)
     for ax in (left, right):
         _floor(ax, report, measure)
+    left.set_ylim(0.85 * left.dataLim.y0, 1.5 * left.dataLim.y1)
     left.set_ylabel(f"{measure.name} (lower is better)")
     right.tick_params(axis="y", labelleft=False)
     grey: dict[str, Any] = {"color": SOFT, "marker": "o", "linestyle": "none"}
@@ -538,7 +538,7 @@ def samples(report: Json, out: Path) -> Figure | None:
     classes = [plain(name, 12) for name in data.get("class_names") or range(data.get("classes") or 0)]
     steep = any(len(name) > 2 for name in classes)
     top = 8 if not classes else 150 if steep else 44
-    total_w = margin + count * (picture_w + gap) - gap + 4
+    total_w = margin + count * (picture_w + gap) - gap + (90 if steep else 4)
     total_h = top + sum(head + len(shown) * (picture_h + gap) + 14 for _, _, shown in heads)
     fig = Figure(figsize=(total_w / DPI, total_h / DPI), dpi=DPI, facecolor="white")
 
@@ -578,6 +578,9 @@ def samples(report: Json, out: Path) -> Figure | None:
     return fig
 
 
+Panel = tuple[str, str, np.ndarray, np.ndarray | None]
+
+
 def _frame(ax: Axes, points: np.ndarray) -> None:
     """A square frame around points (N, 2), without ticks."""
     low, high = points.min(0), points.max(0)
@@ -605,7 +608,7 @@ def density(report: Json, out: Path) -> Figure | None:
     look, test = looks(report), data["test"]
     grey = "#c6cbd1"
     # Panels are (title, colour, points, what stands behind them). Arms with one panel share the first row.
-    first = [("test data", SOFT, test, None)]
+    first: list[Panel] = [("test data", SOFT, test, None)]
     if "source" in data:
         first.insert(0, ("source (own scale)", SOFT, data["source"], None))
     rows = [("", INK, first)]

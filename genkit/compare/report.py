@@ -343,7 +343,7 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
         ("Likelihood and cost", slice(measured, None)),
     ):
         table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
-        table.add_column("arm", no_wrap=True)
+        table.add_column("arm", max_width=24, overflow="fold")
         for head in rows.heads[part]:
             table.add_column(Text(head), justify="right")
         for name, cells in rows.arms.items():
@@ -438,7 +438,8 @@ class _Page:
         if verdict.level:
             by = "level, within the spread over seeds"
         else:
-            by = f"{margin(verdict.value.mean, verdict.other.mean)} {verdict.second} ({number(verdict.other.mean)})"
+            less = margin(verdict.value.mean, verdict.other.mean)
+            by = f"{less} {verdict.second} ({number(verdict.other.mean)})"
         return (
             f'<li style="--c:{self.looks[verdict.best].colour}">'
             f'<div class="at">{verdict.nfe} evaluation{"" if verdict.nfe == 1 else "s"}</div>{winners}'

@@ -1,0 +1,376 @@
+"""The figures of a comparison, from made-up reports: images and points on the plane, one seed and three."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from genkit.compare import figures
+from genkit.compare.figures import Stat, by_nfe, looks, main_measure, measures, spent, stat
+from genkit.errors import GenkitError
+
+# --- made-up reports ----------------------------------------------------------------------------------
+
+NFE = [1, 2, 4, 8, 16, 32]
+FRECHET = {
+    "fm-independent": [2023, 356, 70, 24, 16, 13.5],
+    "fm-ot": [370, 66, 21, 15, 13, 12.6],
+    "fm-distilled": [55, 53, 42, 37, 36, 35.6],
+}
+CURVATURE = {"fm-independent": 0.32, "fm-ot": 0.11, "fm-distilled": 0.021}
+BITS = {"nf": (1.93, "bound"), "fm-independent": (1.88, "estimate"), "fm-ot": (1.90, "estimate")}
+
+
+def wobble(seed: int, size: float = 0.06) -> float:
+    """What a seed changes, as a factor."""
+    return 1 + size * (0, 1, -0.8, 0.4)[seed % 4]
+
+
+def run_of(name: str, seed: int, points: list[dict], *, own: float, teacher: float = 0.0) -> dict:
+    steps = np.arange(19, 1500, 20)
+    noise = np.random.default_rng(seed).normal(0, 0.02, len(steps))
+    low, high = {"nf": (1.0, 2.0), "fm-independent": (0.4, 1.1), "fm-ot": (0.2, 0.7)}.get(name, (0.05, 0.9))
+    loss = low + (high - low) * np.exp(-steps / 250) + noise
+    value, kind = BITS.get(name, (None, None))
+    return {
+        "seed": seed,
+        "folder": name if seed == 0 else f"{name}-seed{seed}",
+        "steps": 1500,
+        "parameters": 757_664 if name == "nf" else 712_001,
+        "backbone_parameters": 670_080,
+        "train": {
+            "seconds": own * wobble(seed, 0.02),
+            "tokens": 3_072_000,
+            "teacher_seconds": teacher * wobble(seed, 0.02),
+            "teacher_tokens": 3_072_000 if teacher else 0,
+        },
+        "curve": [[int(step), float(y)] for step, y in zip(steps, loss, strict=True)],
+        "bits_per_dim": None
+        if value is None
+        else {"value": value * wobble(seed, 0.01), "stderr": 0.02, "kind": kind},
+        "curvature": None if name == "nf" else CURVATURE[name] * wobble(seed),
+        "transport_cost": None if name == "nf" else 40.1 * wobble(seed, 0.01),
+        "points": points,
+    }
+
+
+def image_report(seeds: int = 1) -> dict:
+    """Four arms on digits, with the shape of real results."""
+
+    def point(nfe: int, frechet: float, seed: int, steps: int | None) -> dict:
+        frechet *= wobble(seed)
+        return {
+            "nfe": nfe,
+            "steps": steps,
+            "frechet": frechet,
+            "sliced_wasserstein": 0.05 * frechet**0.4,
+            "energy_distance": 1e-4 * frechet,
+            "accuracy": 1 / (1 + frechet / 900),
+            "nearest": 15.2 + frechet / 300,
+            "seconds": 0.03 + 0.041 * nfe / (4 if steps is None else 1),
+            "tokens": 16.0 if steps is None else 16.0 * nfe,
+        }
+
+    arms = {
+        "nf": {
+            "objective": "normalizing_flow",
+            "coupling": None,
+            "teacher": None,
+            "runs": [run_of("nf", seed, [point(64, 43, seed, None)], own=91.0) for seed in range(seeds)],
+        }
+    }
+    for name, values in FRECHET.items():
+        teacher = "nf" if name == "fm-distilled" else None
+        arms[name] = {
+            "objective": "flow_matching",
+            "coupling": name.removeprefix("fm-"),
+            "teacher": teacher,
+            "runs": [
+                run_of(
+                    name,
+                    seed,
+                    [point(nfe, value, seed, nfe) for nfe, value in zip(NFE, values, strict=True)],
+                    own=95.0 if teacher else 84.0,
+                    teacher=91.0 if teacher else 0.0,
+                )
+                for seed in range(seeds)
+            ],
+        }
+    return {
+        "name": "digits",
+        "data": {
+            "name": "digits",
+            "hash": "5a1f" * 16,
+            "shape": [1, 8, 8],
+            "levels": 17,
+            "classes": 10,
+            "class_names": [str(i) for i in range(10)],
+            "train": 1437,
+            "test": 360,
+        },
+        "evaluation": {
+            "samples": 360,
+            "solver": "euler",
+            "nfe": NFE,
+            "guidance": 1.0,
+            "seed": 0,
+            "extractor": "digits",
+            "extractor_hash": "c0de" * 16,
+        },
+        "floor": {"frechet": 10.2, "sliced_wasserstein": 0.11, "energy_distance": 0.0, "nearest": 15.9},
+        "machine": {"device": "x86_64", "threads": 2, "torch": "2.13.0"},
+        "arms": arms,
+    }
+
+
+def plane_report(seeds: int = 1) -> dict:
+    """Flows from eight gaussians to two moons: no Fréchet distance, no classes, no likelihood."""
+    report = image_report(seeds)
+    report |= {
+        "name": "moons",
+        "floor": {"sliced_wasserstein": 0.031, "energy_distance": 0.0, "nearest": 0.011},
+    }
+    report["data"] |= {"name": "moons", "shape": [2], "levels": None, "classes": None, "class_names": []}
+    report["evaluation"] |= {"extractor": None, "extractor_hash": None, "samples": 2000}
+    for arm in report["arms"].values():
+        for run in arm["runs"]:
+            run["bits_per_dim"] = None
+            for point in run["points"]:
+                del point["frechet"], point["accuracy"]
+                point["nearest"] = 0.012
+    return report
+
+
+def moons(count: int, generator: np.random.Generator) -> np.ndarray:
+    angle, upper = generator.uniform(0, math.pi, count), generator.random(count) < 0.5
+    x = np.where(upper, np.cos(angle), 1 - np.cos(angle))
+    y = np.where(upper, np.sin(angle), 0.5 - np.sin(angle))
+    return (np.stack([x, y], 1) * 1.6 + generator.normal(0, 0.1, (count, 2))).astype(np.float32)
+
+
+def save_samples(report: dict, out, levels: np.ndarray | None = None) -> None:
+    """Sample files as the evaluation leaves them; samples sharpen with more steps.
+
+    levels: real images (N, C, H, W) to make them of, class by class; by default random ones.
+    """
+    generator = np.random.default_rng(0)
+    shape = tuple(report["data"]["shape"])
+    image = len(shape) == 3
+    if image:
+        real = generator.integers(0, 17, (80, *shape)) if levels is None else levels
+        save_file({"test": real[:40]}, out / "data.safetensors")
+    else:
+        turn = generator.integers(0, 8, 2000) * math.pi / 4
+        source = np.stack([np.cos(turn), np.sin(turn)], 1) * 4 + generator.normal(0, 0.2, (2000, 2))
+        source = source.astype(np.float32)
+        save_file({"test": moons(2000, generator), "source": source}, out / "data.safetensors")
+    for arm in report["arms"].values():
+        for run in arm["runs"]:
+            held: dict[str, np.ndarray] = {}
+            for point in run["points"]:
+                blur = 1.0 / point["nfe"]
+                if image:
+                    x = real[40:80] + generator.normal(0, 6 * blur, (40, *shape))
+                    held[f"nfe_{point['nfe']}"] = np.clip(np.round(x), 0, 16).astype(np.int64)
+                else:
+                    held[f"nfe_{point['nfe']}"] = moons(2000, generator) + generator.normal(
+                        0, blur, (2000, 2)
+                    ).astype(np.float32)
+            if not image and arm["objective"] == "flow_matching":
+                t = np.linspace(0, 1, 33, dtype=np.float32)[:, None, None]
+                bend = np.sin(math.pi * t) * (run["curvature"] or 0)
+                held["trajectory"] = (1 - t) * source[:500] + t * moons(500, generator) + bend
+            folder = out / run["folder"]
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(held, folder / "samples.safetensors")
+
+
+# --- numbers ------------------------------------------------------------------------------------------
+
+
+def test_stat_is_mean_and_sample_deviation_of_finite_values():
+    assert stat([1.0, 2.0, 3.0]) == Stat(2.0, 1.0, 3)
+    assert stat([4.0]) == Stat(4.0, None, 1)
+    assert stat([4.0, None, math.nan]) == Stat(4.0, None, 1)
+    assert stat([]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Stat(2031.2, 109.4, 3), "2,031 ± 109"),
+        (Stat(55.24, 2.96, 3), "55.2 ± 3.0"),
+        (Stat(55.24, 0.004, 3), "55.2 ± 0.004"),
+        (Stat(0.14, 0.0, 3), "0.140 ± 0.000"),
+        (Stat(0.1, None, 1), "0.100"),
+    ],
+)
+def test_stat_reads_well(value, text):
+    assert str(value) == text
+
+
+def test_level_means_within_spreads_in_quadrature():
+    assert Stat(10, 3, 3).level(Stat(14.9, 4, 3))
+    assert not Stat(10, 3, 3).level(Stat(15.1, 4, 3))
+    assert not Stat(10, None, 1).level(Stat(10.001, None, 1))
+
+
+def test_points_are_collected_over_seeds():
+    report = image_report(3)
+    values = by_nfe(report["arms"]["fm-ot"], "frechet")
+    assert list(values) == NFE
+    assert values[4].seeds == 3
+    assert values[4].mean == pytest.approx(np.mean([21 * wobble(seed) for seed in range(3)]))
+    assert by_nfe(report["arms"]["fm-ot"], "unheard_of") == {}
+
+
+def test_teacher_is_counted_to_its_student():
+    own, teacher, total = spent(image_report()["arms"]["fm-distilled"], "tokens")
+    assert (own.mean, teacher.mean, total.mean) == (3_072_000, 3_072_000, 6_144_000)
+    assert spent(image_report()["arms"]["fm-ot"], "seconds").teacher.mean == 0
+
+
+def test_main_measure_is_what_the_data_have():
+    assert main_measure(image_report()).key == "frechet"
+    assert main_measure(plane_report()).key == "sliced_wasserstein"
+
+
+def test_metric_of_a_plugin_is_shown_without_a_direction():
+    report = image_report()
+    report["arms"]["nf"]["runs"][0]["points"][0]["my_metric"] = 3.0
+    assert measures(report)[-1] == ("my_metric", "my metric", None)
+
+
+# --- figures ------------------------------------------------------------------------------------------
+
+ALWAYS = {"quality", "cost", "curves"}
+
+
+def saved(report, out):
+    save_samples(report, out)
+    return figures.save_figures(report, out)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (image_report, ALWAYS | {"samples", "bits_per_dim"}),
+        (plane_report, ALWAYS | {"density", "trajectories"}),
+    ],
+)
+def test_figures_are_pictures_of_some_size(make, expected, seeds, tmp_path):
+    style = dict(matplotlib.rcParams)
+    files = saved(make(seeds), tmp_path)
+    assert dict(matplotlib.rcParams) == style
+    assert set(files) == expected
+    for name, file in files.items():
+        assert file == tmp_path / "figures" / f"{name}.png"
+        picture = Image.open(file)
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10, f"{name} is blank"
+
+
+def test_arm_keeps_its_colour_over_all_figures(tmp_path):
+    report = image_report()
+    look = looks(report)
+    assert len({arm.colour for arm in look.values()}) == len(look)
+    for figure in (figures.quality(report), figures.cost(report), figures.curves(report)):
+        for handle in figure.legends[0].get_lines():
+            if handle.get_label() in look:
+                assert handle.get_color() == look[handle.get_label()].colour
+
+
+def test_quality_draws_each_arm_logarithmically_with_the_floor():
+    report = image_report(3)
+    ax = figures.quality(report).axes[0]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    drawn = [list(line.get_ydata()) for line in ax.lines]
+    for name, arm in report["arms"].items():
+        assert [value.mean for value in by_nfe(arm, "frechet").values()] in drawn, name
+    nf = by_nfe(report["arms"]["nf"], "frechet")[64].mean
+    assert [nf, nf] in drawn  # across
+    assert [10.2, 10.2] in drawn
+    assert len(ax.collections) >= 3  # bands
+
+
+def test_quality_leaves_out_what_a_logarithm_cannot_show():
+    report = plane_report()
+    report["floor"]["sliced_wasserstein"] = 0.0
+    report["arms"]["fm-ot"]["runs"][0]["points"][-1]["sliced_wasserstein"] = -0.001
+    ax = figures.quality(report).axes[0]
+    assert all(min(line.get_ydata(), default=1) > 0 for line in ax.lines)
+
+
+def test_curves_have_a_panel_for_each_objective():
+    figure = figures.curves(image_report())
+    assert [ax.get_title("left") for ax in figure.axes] == [
+        "Training loss: normalizing flow",
+        "Training loss: flow matching",
+    ]
+
+
+def test_report_with_hardly_anything_has_no_figures(tmp_path):
+    report = image_report()
+    for arm in report["arms"].values():
+        for run in arm["runs"]:
+            run |= {"bits_per_dim": None, "curve": [], "points": []}
+    assert figures.save_figures(report, tmp_path) == {}
+
+
+def test_losses_and_distances_that_are_not_finite_are_left_out(tmp_path):
+    report = image_report()
+    run = report["arms"]["fm-ot"]["runs"][0]
+    run["curve"][3][1] = math.nan
+    run["points"][0]["frechet"] = math.inf
+    assert {"quality", "curves", "cost"} <= set(figures.save_figures(report, tmp_path))
+
+
+def test_samples_show_pixels_as_they_are():
+    images = np.array([[[[0, 16], [8, 16]]], [[[16, 16], [16, 16]]]])
+    row = figures._mosaic(images, 17, scale=3, gap=2)
+    assert row.shape == (6, 6 + 2 + 6, 3)
+    assert (row[:3, :3] == 1).all()  # level 0 is paper
+    assert (row[:3, 3:6] == 0).all()  # the highest level is ink
+    assert (row[3:, :3] == 0.5).all()
+    assert (row[:, 6:8] == 1).all()
+    colours = np.zeros((1, 3, 2, 2), dtype=np.int64)
+    colours[:, 0] = 255
+    assert (figures._mosaic(colours, 256, 1, 0)[..., 0] == 1).all()
+
+
+def test_shown_steps_are_the_doubling_ones_or_else_those_there_are():
+    arm = copy.deepcopy(image_report()["arms"]["fm-ot"])
+    held = {f"nfe_{nfe}": np.zeros(1) for nfe in NFE}
+    captions = [caption for caption, _ in figures._shown(arm, held)]
+    assert captions == ["1 step", "2 steps", "4 steps", "8 steps", "32 steps"]
+    arm["runs"][0]["points"] = [{"nfe": 6, "steps": 3}, {"nfe": 10, "steps": 5}]
+    captions = [caption for caption, _ in figures._shown(arm, {"nfe_6": np.zeros(1), "nfe_10": np.zeros(1)})]
+    assert captions == ["3 steps (6 evaluations)", "5 steps (10 evaluations)"]
+
+
+@pytest.mark.parametrize("name", ["$x_{", "_hidden", "<b>&", "a\nb", "long" * 40, "%s {0}"])
+def test_any_name_can_be_drawn(name, tmp_path):
+    report = image_report()
+    report["arms"] = {name: report["arms"]["fm-ot"], "nf": report["arms"]["nf"]}
+    report["data"]["class_names"] = [name] * 10
+    save_samples(report, tmp_path)
+    for figure in (figures.quality(report), figures.bits_per_dim(report), figures.samples(report, tmp_path)):
+        figure.savefig(io.BytesIO(), format="png", dpi=40)
+    legend = figures.quality(report).legends[0]
+    assert len(legend.get_texts()) == 3
+
+
+def test_corrupt_samples_are_named(tmp_path):
+    report = image_report()
+    save_samples(report, tmp_path)
+    (tmp_path / "fm-ot" / "samples.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(GenkitError, match="fm-ot/samples.safetensors is corrupt"):
+        figures.samples(report, tmp_path)

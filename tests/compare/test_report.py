@@ -1,0 +1,312 @@
+"""The report of a comparison: files, verdicts, tables, and a page that holds everything and runs nothing."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+import math
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from genkit.compare.report import (
+    equivalents,
+    headline,
+    main_rows,
+    markdown,
+    print_table,
+    verdicts,
+    write_report,
+)
+from genkit.errors import GenkitError
+from tests.compare.test_figures import image_report, plane_report, save_samples
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page's tags with their attributes, its text, and whether its tags are balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Report, folder and page by (kind, seeds): each is written once."""
+    made = {}
+    for kind, make in (("image", image_report), ("plane", plane_report)):
+        for seeds in (1, 3):
+            out, report = tmp_path_factory.mktemp(f"{kind}{seeds}"), make(seeds)
+            save_samples(report, out)
+            file = write_report(report, out)
+            made[kind, seeds] = report, out, Page(file.read_text(encoding="utf-8"))
+    return made
+
+
+KINDS = [("image", 1), ("image", 3), ("plane", 1), ("plane", 3)]
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", KINDS)
+def test_files_are_written_and_json_reads_back(written, which):
+    report, out, _ = written[which]
+    assert json.loads((out / "report.json").read_text()) == report
+    assert (out / "table.md").read_text() == markdown(report)
+    assert sorted(p.stem for p in (out / "figures").iterdir())
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    report = image_report()
+    report["arms"]["fm-ot"]["runs"][0]["points"][0]["frechet"] = math.nan
+    write_report(report, tmp_path)
+    held = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert held["arms"]["fm-ot"]["runs"][0]["points"][0]["frechet"] is None
+
+
+def test_report_without_sample_files_still_comes(tmp_path):
+    page = Page(write_report(image_report(), tmp_path).read_text())
+    assert len(page.all("img")) == 4
+    assert "Samples" not in page.text.split("Likelihood")[0]
+
+
+def test_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(GenkitError, match="cannot write .*file/out"):
+        write_report(image_report(), tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_second_report_takes_the_place_of_the_first(tmp_path):
+    write_report(image_report(), tmp_path)
+    report = image_report() | {"name": "second"}
+    assert "second" in write_report(report, tmp_path).read_text()
+
+
+# --- what the numbers say -----------------------------------------------------------------------------
+
+
+def test_best_arm_at_each_number_of_evaluations():
+    found = {verdict.nfe: verdict for verdict in verdicts(image_report())}
+    assert {nfe: verdict.best for nfe, verdict in found.items()} == {
+        1: "fm-distilled",
+        2: "fm-distilled",
+        4: "fm-ot",
+        8: "fm-ot",
+        16: "fm-ot",
+        32: "fm-ot",
+    }
+    assert (found[1].second, found[1].value.mean, found[1].other.mean) == ("fm-ot", 55, 370)
+    assert not any(verdict.level for verdict in found.values())
+
+
+def test_headline_names_the_winners():
+    assert headline(image_report()) == (
+        "By Fréchet distance, fm-distilled is best at 1 and 2 network evaluations, and fm-ot at 4, 8, 16 and 32."
+    )
+
+
+def test_seeds_hedge_what_they_do_not_tell_apart():
+    report = image_report(3)
+    found = {verdict.nfe: verdict for verdict in verdicts(report)}
+    assert found[32].level == ("fm-independent",)
+    assert not found[1].level
+    assert "At 32 network evaluations the seeds' spread does not tell the best arms apart." in headline(
+        report
+    )
+
+
+def test_equivalents_counts_what_the_others_take():
+    assert equivalents(image_report()) == (
+        "fm-distilled reaches 55.0 with 1 network evaluation; "
+        "fm-ot takes 4 to match that, fm-independent 8 and nf 64."
+    )
+    report = image_report()
+    report["arms"]["nf"]["runs"][0]["points"][0]["frechet"] = 90.0
+    assert equivalents(report).endswith("; nf does not match it at any number measured.")
+
+
+def test_one_arm_has_no_verdict(tmp_path):
+    report = image_report()
+    report["arms"] = {"nf": report["arms"]["nf"]}
+    assert verdicts(report) == []
+    assert headline(report).startswith("No two arms")
+    assert equivalents(report) == ""
+    assert "No two arms" in Page(write_report(report, tmp_path).read_text()).text
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def test_main_table_holds_quality_likelihood_and_cost():
+    rows = main_rows(image_report())
+    assert rows.heads == [
+        *("1", "2", "4", "8", "16", "32", "64"),
+        *("bits/dim (kind)", "train tokens", "train s", "curvature"),
+    ]
+    cells = [str(cell) for cell in rows.arms["fm-distilled"]]
+    assert cells == ["55.0", "53.0", "42.0", "37.0", "36.0", "35.6", "–", "–", "6.14 M", "186", "0.021"]
+    assert str(rows.arms["nf"][7]) == "1.930 ± 0.020 (bound)"
+    assert [cell.best for cell in rows.arms["fm-ot"]] == [False] * 2 + [True] * 4 + [False] * 5
+
+
+def test_level_arms_are_both_bold():
+    rows = main_rows(image_report(3))
+    assert rows.arms["fm-ot"][5].best
+    assert rows.arms["fm-independent"][5].best
+    assert not rows.arms["fm-independent"][0].best
+    assert str(rows.arms["fm-ot"][0]) == "371 ± 20"
+
+
+def test_markdown_is_a_table_of_equal_rows():
+    report = image_report(3)
+    report["arms"]["a|b*<i>"] = report["arms"]["fm-ot"]
+    lines = [line for line in markdown(report).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(report["arms"])
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert "a\\|b\\*&lt;i&gt;" in lines[-1]
+
+
+def test_printed_table_says_where_the_report_is(capsys):
+    report = image_report()
+    report["arms"]["[red]x"] = report["arms"]["nf"]
+    console = Console(file=io.StringIO(), width=80)
+    print_table(report, "runs/digits/report.html", console=console)
+    text = console.file.getvalue()
+    assert "report: runs/digits/report.html" in text
+    assert "[red]x" in text
+    for cell in ("2,023", "55.0", "6.14 M", "1.930 ± 0.020"):
+        assert cell in text
+    assert "fm-distilled is best" in " ".join(text.split())
+    print_table(report)
+    assert "fm-distilled" in capsys.readouterr().out
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", KINDS)
+def test_page_asks_for_nothing_and_runs_nothing(written, which):
+    page = written[which][2]
+    assert not page.all("script")
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            if name in attributes:
+                assert attributes[name].startswith("data:" if tag in ("img", "link") else "#")
+
+
+@pytest.mark.parametrize("which", KINDS)
+def test_pictures_are_inlined_with_words_for_them(written, which):
+    _, out, page = written[which]
+    pictures = page.all("img")
+    assert len(pictures) == len(list((out / "figures").iterdir()))
+    for picture in pictures:
+        content = base64.b64decode(picture["src"].removeprefix("data:image/png;base64,"))
+        image = Image.open(io.BytesIO(content))
+        assert image.size == (
+            2 * int(picture["width"]) + image.width % 2,
+            2 * int(picture["height"]) + image.height % 2,
+        )
+        assert len(picture["alt"]) > 20
+
+
+@pytest.mark.parametrize("which", KINDS)
+def test_links_lead_somewhere(written, which):
+    page = written[which][2]
+    targets = {attributes.get("id") for _, attributes in page.tags}
+    assert {link["href"][1:] for link in page.all("a")} <= targets
+
+
+def test_page_says_the_protocol_and_the_costs(written):
+    report, _, page = written["image", 1]
+    for text in (
+        headline(report),
+        report["data"]["hash"],
+        report["evaluation"]["extractor_hash"],
+        "670,080",
+        "x86_64, 2 threads, torch 2.13.0",
+        "6.7 times lower than fm-ot (370)",
+        "bound",
+        "estimate",
+        "transport cost",
+        "test set",
+        "1,437",
+    ):
+        assert text in page.text, text
+
+
+def test_plane_has_no_likelihood_and_no_frechet(written):
+    page = written["plane", 3][2]
+    assert "Fréchet" not in page.text
+    assert "bits/dim" not in page.text
+    assert "points in 2 dimensions" in page.text
+
+
+def test_whatever_comes_from_outside_is_escaped(tmp_path):
+    evil = "<script>alert('\"x\"')</script>&${body}"
+    report = image_report()
+    arms = {f"{evil}{i}": copy.deepcopy(arm) for i, arm in enumerate(report["arms"].values())}
+    for arm in arms.values():
+        arm |= {"objective": evil, "coupling": evil, "teacher": evil}
+        for run in arm["runs"]:
+            run["bits_per_dim"] = {"value": 1.0, "stderr": None, "kind": evil}
+            run["points"][0][evil] = 1.0
+    report |= {"name": evil, "arms": arms, "machine": {"device": evil, "threads": evil, "torch": evil}}
+    report["data"] |= {"name": evil, "hash": evil, "class_names": [evil] * 10}
+    report["evaluation"] |= {
+        "solver": evil,
+        "guidance": {evil: evil},
+        "extractor": evil,
+        "extractor_hash": evil,
+    }
+    save_samples(report, tmp_path)
+    text = write_report(report, tmp_path).read_text()
+    assert "<script" not in text
+    page = Page(text)
+    assert not page.all("script")
+    assert page.text.count("<script>alert(") > 20
+    assert "<script" not in (tmp_path / "table.md").read_text()
+
+
+def test_guidance_with_options_and_missing_words_do_not_break_the_page(tmp_path):
+    report = image_report()
+    report["evaluation"] |= {"guidance": {"name": "classifier_free", "scale": 1.5}, "nfe": []}
+    report["data"] |= {"class_names": [], "classes": None}
+    report["floor"] = {}
+    save_samples(report, tmp_path)
+    text = Page(write_report(report, tmp_path).read_text()).text
+    assert "classifier_free" in text
+    assert "10.2" not in text
