@@ -34,7 +34,9 @@ def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="where to write the figures (default: runs/benchmarks/<script>.json)")
+    parser.add_argument(
+        "--json", type=Path, help="where to write the figures (default: runs/benchmarks/<script>.json)"
+    )
     return parser.parse_args()
 
 
@@ -45,7 +47,9 @@ def publish(name: str, title: str, rows: list[dict[str, Any]], path: Path | None
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    table = Table(title=f"{title} ({machine['device']}, {machine['threads']} threads, torch {machine['torch']})")
+    table = Table(
+        title=f"{title} ({machine['device']}, {machine['threads']} threads, torch {machine['torch']})"
+    )
     for column in rows[0]:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:

@@ -24,7 +24,9 @@ def main() -> None:
         row = {"coupling": name}
         for n in SIZES:
             x1 = torch.randn(n, DIMS, device=options.device)
-            seconds, _ = median_seconds(lambda x1=x1, coupling=coupling: coupling(x1), repeats=options.repeats)
+            seconds, _ = median_seconds(
+                lambda x1=x1, coupling=coupling: coupling(x1), repeats=options.repeats
+            )
             row[f"n={n}, ms"] = 1e3 * seconds
         rows.append(row)
     publish("couplings", f"Coupling a batch of n rows of {DIMS} dimensions", rows, options.json)

@@ -5,6 +5,8 @@ python benchmarks/steps.py
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from _timing import arguments, median_seconds, publish
 
@@ -43,12 +45,16 @@ def main() -> None:
             optimizer.step()
 
         labels = torch.arange(SAMPLES, device=options.device) % 10
-        samplers = [{"name": "euler", "steps": 1}, {"name": "heun", "steps": 8}] if objective.solves else [None]
+        samplers = (
+            [{"name": "euler", "steps": 1}, {"name": "heun", "steps": 8}] if objective.solves else [None]
+        )
         train, spread = median_seconds(step, repeats=options.repeats)
         prepared, _ = median_seconds(prepare, repeats=options.repeats)
         for sampler in samplers:
             sampling, _ = median_seconds(
-                lambda objective=objective, sampler=sampler: objective.sample(SAMPLES, labels, sampler=sampler),
+                lambda objective=objective, sampler=sampler: objective.sample(
+                    SAMPLES, labels, sampler=sampler
+                ),
                 repeats=max(5, options.repeats // 4),
             )
             rows.append(

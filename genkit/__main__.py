@@ -34,7 +34,9 @@ REGISTRIES = {
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
-        prog="genkit", description="Generative models with interchangeable objectives on one backbone.", allow_abbrev=False
+        prog="genkit",
+        description="Generative models with interchangeable objectives on one backbone.",
+        allow_abbrev=False,
     )
     root.add_argument("--version", action="store_true", help="print the version")
     commands = root.add_subparsers(dest="command", metavar="COMMAND")
@@ -42,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, help: str, **kwargs: Any) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help, allow_abbrev=False, **kwargs)
         added.add_argument(
-            "--plugin", action="append", default=[], metavar="FILE", help="run a Python file that registers more entries"
+            "--plugin",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="run a Python file that registers more entries",
         )
         return added
 
@@ -51,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     train = command("train", "Train a recipe in a run folder, or resume it there.")
     train.add_argument("recipe", help="a YAML file")
     train.add_argument("overrides", **overrides)  # type: ignore[arg-type]
-    train.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/<name of the recipe>)")
+    train.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/<name of the recipe>)"
+    )
 
     sample = command("sample", "Sample a trained run.")
     sample.add_argument("run", help="a run folder")
@@ -59,11 +67,17 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--solver", help="see `genkit list solvers`")
     sample.add_argument("--steps", type=int, help="steps of the solver")
     sample.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; 1 is off")
-    sample.add_argument("--class", type=int, dest="label", metavar="CLASS", help="class (default: all in turn)")
+    sample.add_argument(
+        "--class", type=int, dest="label", metavar="CLASS", help="class (default: all in turn)"
+    )
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
     sample.add_argument(
-        "--out", type=Path, default=Path("samples.png"), metavar="FILE", help="a picture .png, or arrays .npy, .safetensors"
+        "--out",
+        type=Path,
+        default=Path("samples.png"),
+        metavar="FILE",
+        help="a picture .png, or arrays .npy, .safetensors",
     )
 
     evaluate = command("evaluate", "Measure a trained run, and print the figures.")
@@ -107,7 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" {error.filename}" if error.filename else ""
         return fail(f"cannot read or write{where}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("genkit: stopped; what was trained is kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            "genkit: stopped; what was trained is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -132,7 +149,9 @@ def run_train(arguments: argparse.Namespace) -> None:
             recipe, folder, report=lambda step, steps, loss: listener.training(folder.name, step, steps, loss)
         )
     environment = run.environment
-    print(f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s; try: genkit sample {folder}")
+    print(
+        f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s; try: genkit sample {folder}"
+    )
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
@@ -164,10 +183,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
     run = load(arguments.run, plugins=arguments.plugin)
     try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.overrides))
+        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.overrides))
     except Exception as error:
         raise GenkitError(f"options are key=value, such as samples=1000: {error}") from None
-    assert isinstance(given, dict)
     options = EvaluationOptions(**resolve_options(EvaluationOptions, given, "evaluate"))
     with listening() as listener:
         result = evaluated(run, options, listener)
@@ -236,7 +254,14 @@ def device(name: str) -> str:
 def listening() -> Iterator[Listener]:
     """A bar for each run on a terminal, a line now and then elsewhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     columns = (

@@ -62,13 +62,13 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
     """A YAML file with `key=value` overrides as plain data. Raises GenkitError for what is not that."""
     path = Path(path)
     try:
-        config = OmegaConf.load(path)
+        config: Any = OmegaConf.load(path)
         for override in overrides:
             key, equals, _ = override.partition("=")
             if not equals or not key.strip(".="):
                 raise GenkitError(f"an override is key=value, such as training.steps=500, not '{override}'")
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
-        plain = OmegaConf.to_container(config, resolve=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
     except GenkitError:
         raise
     except FileNotFoundError:
@@ -188,7 +188,9 @@ class Run:
     run.sample(64, steps=4, solver="heun").x     run.log_prob(x, y).value
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, objective: Objective, environment: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, objective: Objective, environment: dict[str, Any]
+    ) -> None:
         self.folder, self.recipe, self.objective, self.environment = folder, recipe, objective, environment
 
     @property
@@ -212,7 +214,9 @@ class Run:
         self.objective.to(device)
         return self
 
-    def solver(self, solver: Solver | str | Mapping[str, Any] | None = None, steps: int | None = None) -> Solver | None:
+    def solver(
+        self, solver: Solver | str | Mapping[str, Any] | None = None, steps: int | None = None
+    ) -> Solver | None:
         """The solver to sample with: what is asked for, over the recipe's. None for models that take none."""
         default = self.recipe.config["sampling"]["solver"]
         if not self.objective.solves:
@@ -222,7 +226,9 @@ class Run:
             return None
         if isinstance(solver, Solver):
             return solver
-        chosen: dict[str, Any] = {"name": solver} if isinstance(solver, str) else dict(solver or default or {"name": "heun"})
+        chosen: dict[str, Any] = (
+            {"name": solver} if isinstance(solver, str) else dict(solver or default or {"name": "heun"})
+        )
         if steps is not None:
             chosen["steps"] = steps
         return SOLVERS.build(chosen)
@@ -296,7 +302,9 @@ def load(folder: str | Path, *, plugins: Iterable[str | Path] = (), device: str 
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         fields = json.loads(metadata["spec"])
-        spec = DataSpec(**{**fields, "shape": tuple(fields["shape"]), "class_names": tuple(fields["class_names"])})
+        spec = DataSpec(
+            **{**fields, "shape": tuple(fields["shape"]), "class_names": tuple(fields["class_names"])}
+        )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise GenkitError(f"{weights} is corrupt or no file of genkit's: {error}") from None
     objective = recipe.objective(spec).to(device)
@@ -320,7 +328,9 @@ def check_plugins(config: Mapping[str, Any], loaded: Iterable[str], source: str)
     needed = config.get("plugins") or []
     for name in needed if isinstance(needed, list) else []:
         if name not in loaded:
-            raise GenkitError(f"{source} needs the plug-in '{name}': give --plugin FILE (or load(..., plugins=[FILE]))")
+            raise GenkitError(
+                f"{source} needs the plug-in '{name}': give --plugin FILE (or load(..., plugins=[FILE]))"
+            )
 
 
 def train(
@@ -361,7 +371,9 @@ def train(
         "genkit": genkit.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
     }
     write_text(folder / "recipe.yaml", recipe.yaml())

@@ -139,7 +139,7 @@ def check_options(cls: type, options: Mapping[str, Any], where: str, *, given: i
     """
     parameters = list(inspect.signature(cls).parameters.values())[given:]
     accepted = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    hints = typing.get_type_hints(cls.__init__)
+    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     for key, value in options.items():
         if key not in accepted:
             error = choose(key, accepted, "option")
@@ -154,7 +154,7 @@ def check_options(cls: type, options: Mapping[str, Any], where: str, *, given: i
 def resolve_options(cls: type, options: Mapping[str, Any], where: str, *, given: int = 0) -> dict[str, Any]:
     """`options`, checked (see `check_options`), with defaults filled in, also those of nested registries."""
     check_options(cls, options, where, given=given)
-    hints = typing.get_type_hints(cls.__init__)
+    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     resolved = {}
     for p in list(inspect.signature(cls).parameters.values())[given:]:
         value = options.get(p.name, p.default)

@@ -1,7 +1,7 @@
 """What stands around the trunk: tokens of the data, stems in front, heads behind, conditioning beside.
 
-    x (B, ...) ── Tokens.split ── (B, L, D) ── Stem ── (B, L, W) ── Transformer ── Head ── (B, L, D) ── Tokens.join
-    t (B,), y (B,), span ── Condition ── cond (B, W)
+x (B, ...) ── Tokens.split ── (B, L, D) ── Stem ── (B, L, W) ── Transformer ── Head ── (B, L, D) ── Tokens.join
+t (B,), y (B,), span ── Condition ── cond (B, W)
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def tokens_of(spec: DataSpec, patch: int) -> Tokens:
         return Patches(spec.shape, patch)
     if len(spec.shape) == 1:
         return Coordinates(spec.shape)
-    raise GenkitError(f"data '{spec.name}' of shape {spec.shape}: images (C, H, W) and vectors (D,) are known")
+    raise GenkitError(
+        f"data '{spec.name}' of shape {spec.shape}: images (C, H, W) and vectors (D,) are known"
+    )
 
 
 class Stem(nn.Module):
@@ -135,7 +137,9 @@ class Condition(nn.Module):
         self.classes = classes
         self.null = nn.Parameter(0.02 * torch.randn(width))
         self.label = nn.Embedding(classes + 1, width) if classes else None
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) if time else None
+        self.time = (
+            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) if time else None
+        )
         self.span = nn.Embedding(spans, width) if spans else None
         for table in (self.label, self.span):
             if table is not None:
@@ -146,7 +150,7 @@ class Condition(nn.Module):
     ) -> Tensor:
         """t: scalar or (B,) in [0, 1]; y: (B,) classes or -1; span: index of the span of layers."""
         cond = self.null.expand(batch, -1)
-        if self.label is not None:
+        if self.label is not None and self.classes is not None:
             y = torch.full((batch,), -1, device=cond.device) if y is None else y
             cond = cond + self.label(y % (self.classes + 1))  # -1 -> the last row
         if self.time is not None:

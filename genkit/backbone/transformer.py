@@ -93,8 +93,9 @@ class Transformer(nn.Module):
         self.options = options
         self.layers = nn.ModuleList(Layer(options) for _ in range(options.depth))
         self.apply(_xavier)
-        for layer in self.layers:
-            nn.init.zeros_(layer.modulation.weight)
+        for name, weight in self.named_parameters():
+            if name.endswith("modulation.weight"):
+                nn.init.zeros_(weight)
 
     @property
     def depth(self) -> int:
@@ -134,9 +135,9 @@ class Transformer(nn.Module):
     def cache(self, batch: int, length: int, layers: slice = slice(None)) -> Cache:
         """An empty cache for that many samples and tokens, for `layers` of the stack."""
         heads = self.options.heads
-        weight = self.layers[0].qkv.weight
+        like = next(self.parameters())
         n = len(range(*layers.indices(self.depth)))
-        return Cache(n, batch, heads, length, self.options.width // heads, like=weight)
+        return Cache(n, batch, heads, length, self.options.width // heads, like=like)
 
     @staticmethod
     def _mask(h: Tensor, causal: bool, segments: Tensor | None, start: int) -> tuple[Tensor | None, bool]:
@@ -144,9 +145,13 @@ class Transformer(nn.Module):
         n = h.shape[1]
         if segments is not None:
             if start:
-                raise GenkitError("segments and a filled cache do not go together: the cache keeps no segments")
-            mask = (segments[:, None, :, None] == segments[:, None, None, :])
-            return (mask & torch.ones(n, n, dtype=torch.bool, device=h.device).tril() if causal else mask), False
+                raise GenkitError(
+                    "segments and a filled cache do not go together: the cache keeps no segments"
+                )
+            mask = segments[:, None, :, None] == segments[:, None, None, :]
+            return (
+                mask & torch.ones(n, n, dtype=torch.bool, device=h.device).tril() if causal else mask
+            ), False
         if causal and start and n > 1:
             return torch.ones(n, start + n, dtype=torch.bool, device=h.device).tril(start), False
         return None, causal and n > 1
@@ -185,7 +190,9 @@ class Layer(nn.Module):
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(index, k, v)
-        a = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=is_causal)
+        a = F.scaled_dot_product_attention(
+            q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=is_causal
+        )
         h = h + gate_a * self.dropout(self.out(a.transpose(1, 2).flatten(2)))
         return h + gate_m * self.dropout(self.mlp(modulate(h, shift_m, scale_m)))
 

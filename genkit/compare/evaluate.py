@@ -1,8 +1,8 @@
 """The measurements of one trained run, the same for every objective.
 
-    run ── samples at each number of steps ──> metrics of samples, seconds, tokens
-        ── test rows ──> bits/dim with its kind
-        ── trajectories ──> curvature, transport cost
+run ── samples at each number of steps ──> metrics of samples, seconds, tokens
+    ── test rows ──> bits/dim with its kind
+    ── trajectories ──> curvature, transport cost
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError
 from genkit.guidance import Guidance
 from genkit.metrics import METRICS, DataMetric, floor
+from genkit.metrics.frechet import FrechetDistance
 from genkit.recipe import Run
 from genkit.solvers import SOLVERS, Solver
 from genkit.training.callbacks import write_atomically
@@ -64,31 +66,45 @@ class EvaluationOptions:
         return len(dataset.split("test")) if self.samples is None else self.samples
 
 
-def evaluate(run: Run, options: EvaluationOptions, *, progress: Progress = lambda message: None) -> dict[str, Any]:
+def evaluate(
+    run: Run, options: EvaluationOptions, *, progress: Progress = lambda message: None
+) -> dict[str, Any]:
     """All figures of one run, as plain data; its shown samples go to samples.safetensors in the run folder."""
     spec, guidance = run.spec, run.guidance(options.guidance)
-    reference = rows(run.dataset, "test", options.count(run.dataset))
-    y = classes_in_turn(options.count(run.dataset), run.objective.classes)
-    points, shown = [], {}
+    count = options.count(run.dataset)
+    reference = rows(run.dataset, "test", count)
+    y = classes_in_turn(count, run.objective.classes)
+    points: list[dict[str, Any]] = []
+    shown: dict[str, Tensor] = {}
     for solver in solvers_of(run, options):
         progress(f"sampling, {solver.steps} steps" if solver else "sampling")
-        sample_in_batches(run, options, solver, guidance, y, count=min(4, len(reference)))  # warm-up
+        sample_in_batches(run, options, solver, guidance, y, count=min(4, count))  # warm-up
         start = time.perf_counter()
-        sample = sample_in_batches(run, options, solver, guidance, y, count=len(reference))
+        sample = sample_in_batches(run, options, solver, guidance, y, count=count)
         seconds = time.perf_counter() - start
         points.append(
-            {"nfe": sample.nfe, "steps": solver.steps if solver else None, "seconds": seconds, "tokens": sample.tokens}
-            | sample_metrics(sample.x, y, reference, run.dataset)
+            {
+                "nfe": sample.nfe,
+                "steps": solver.steps if solver else None,
+                "seconds": seconds,
+                "tokens": sample.tokens,
+                **sample_metrics(sample.x, y, reference, run.dataset),
+            }
         )
         shown[f"nfe_{sample.nfe}"] = sample.x[: SHOWN_IMAGES if spec.image else SHOWN_POINTS]
-    result: dict[str, Any] = {"points": points, "bits_per_dim": None, "curvature": None, "transport_cost": None}
+    result: dict[str, Any] = {
+        "points": points,
+        "bits_per_dim": None,
+        "curvature": None,
+        "transport_cost": None,
+    }
     if run.objective.view.likelihood is not None:
         progress("likelihood")
         result["bits_per_dim"] = bits_per_dim(run, options)
     if run.objective.solves:
         progress("trajectories")
         states, times = run.objective.trajectory(
-            min(SHOWN_PATHS, len(reference)),
+            min(SHOWN_PATHS, count),
             None if y is None else y[:SHOWN_PATHS],
             sampler=SOLVERS.build("euler", steps=32),
             generator=keyed_generator(options.seed, "evaluate"),
@@ -114,7 +130,13 @@ def solvers_of(run: Run, options: EvaluationOptions) -> Iterator[Solver | None]:
 
 
 def sample_in_batches(
-    run: Run, options: EvaluationOptions, solver: Solver | None, guidance: Guidance, y: Tensor | None, *, count: int
+    run: Run,
+    options: EvaluationOptions,
+    solver: Solver | None,
+    guidance: Guidance,
+    y: Tensor | None,
+    *,
+    count: int,
 ) -> Sample:
     """`count` samples; the noise depends on the seed alone, not on the solver."""
     generator = keyed_generator(options.seed, "evaluate", device=run.objective.device)
@@ -161,7 +183,9 @@ def bits_per_dim(run: Run, options: EvaluationOptions) -> dict[str, Any]:
     """Bits/dim of test rows with the standard error over rows, and the kind of likelihood."""
     split = run.dataset.split("test")
     count = min(options.likelihood_rows, len(split))
-    x, y = split.take(torch.randperm(len(split), generator=keyed_generator(options.seed, "likelihood"))[:count])
+    x, y = split.take(
+        torch.randperm(len(split), generator=keyed_generator(options.seed, "likelihood"))[:count]
+    )
     settings = {"sampler": options.likelihood, "probes": options.probes} if run.objective.solves else {}
     metric = METRICS.build("bits_per_dim", run.spec)
     for part in torch.arange(count).split(options.batch_size):
@@ -178,7 +202,8 @@ def floors(dataset: Dataset, options: EvaluationOptions) -> dict[str, float]:
     values = {}
     for name, metric in sample_metrics_of(dataset.spec):
         if metric.reads == "samples":
-            values[name] = float(floor(lambda name=name: METRICS.build(name, dataset.spec), train, test, count=count))
+            build = partial(METRICS.build, name, dataset.spec)
+            values[name] = float(floor(build, train, test, count=count))
         elif metric.reads == "parts":
             held_out = rows(dataset, "test", count)
             metric.update(rows(dataset, "train", len(train)), "train")
@@ -200,6 +225,4 @@ def classes_in_turn(count: int, classes: int | None) -> Tensor | None:
 
 def extractor_hash(spec: DataSpec) -> str | None:
     """The hash of the feature extractor that Fréchet distances of these data are taken on."""
-    return METRICS.build("frechet", spec).extractor_hash if METRICS.get("frechet").applies(spec) else None
-
-
+    return FrechetDistance(spec).extractor_hash if FrechetDistance.applies(spec) else None

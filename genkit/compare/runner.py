@@ -1,6 +1,6 @@
 """A comparison: arms from one recipe, trained in turn, evaluated alike, never twice.
 
-    recipe with `arms` ── one Recipe an arm and seed ── train ── evaluate ── report.json, table.md, report.html
+recipe with `arms` ── one Recipe an arm and seed ── train ── evaluate ── report.json, table.md, report.html
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ import torch
 from genkit.compare.evaluate import EvaluationOptions, evaluate, extractor_hash, floors
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose
-from genkit.recipe import KEYS, Recipe, Run, check_plugins, load, read_environment, read_yaml, train, write_json
+from genkit.recipe import (
+    KEYS,
+    Recipe,
+    Run,
+    check_plugins,
+    load,
+    read_environment,
+    read_yaml,
+    train,
+    write_json,
+)
 from genkit.registry import resolve_options
 
 
@@ -42,7 +52,9 @@ class Comparison:
     source: str
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Iterable[str] = (), *, plugins: Iterable[str] = ()) -> Comparison:
+    def load(
+        cls, path: str | Path, overrides: Iterable[str] = (), *, plugins: Iterable[str] = ()
+    ) -> Comparison:
         """Raises GenkitError for anything that is not a comparison whose arms can all be built."""
         config, source = read_yaml(path, overrides), str(path)
         check_plugins(config, plugins, source)
@@ -87,7 +99,9 @@ class Comparison:
             order += ready
         for arm, teacher in teachers.items():
             if teacher is not None and teacher not in self.arms and not Path(teacher).is_dir():
-                raise GenkitError(f"{self.source}: arms.{arm}: {choose(teacher, self.arms, 'arm or run folder')}")
+                raise GenkitError(
+                    f"{self.source}: arms.{arm}: {choose(teacher, self.arms, 'arm or run folder')}"
+                )
         return order
 
     def check(self) -> None:
@@ -103,7 +117,9 @@ class Comparison:
             raise GenkitError(f"{self.source}: all arms of a comparison train on the same data")
 
 
-def compare(comparison: Comparison, out: Path, *, seeds: int = 1, listener: Listener | None = None) -> dict[str, Any]:
+def compare(
+    comparison: Comparison, out: Path, *, seeds: int = 1, listener: Listener | None = None
+) -> dict[str, Any]:
     """Trains and evaluates what is not there yet, and returns the report's content.
 
     An arm whose recipe, data or teacher has changed is put aside under `out`/stale, never mistaken for the
@@ -120,7 +136,9 @@ def compare(comparison: Comparison, out: Path, *, seeds: int = 1, listener: List
             recipe = comparison.recipe(arm, seed)
             teacher = None
             if recipe.teacher is not None:
-                teacher = runs[recipe.teacher, seed] if recipe.teacher in comparison.arms else load(recipe.teacher)
+                teacher = (
+                    runs[recipe.teacher, seed] if recipe.teacher in comparison.arms else load(recipe.teacher)
+                )
             runs[arm, seed] = train_arm(recipe, out / folder_name(arm, seed), teacher, listener)
 
     dataset = runs[order[0], 0].dataset
@@ -133,7 +151,9 @@ def compare(comparison: Comparison, out: Path, *, seeds: int = 1, listener: List
             "coupling": (objective.get("coupling") or {}).get("name"),
             "teacher": recipe.teacher,
             "runs": [
-                arm_result(runs[arm, seed], seed, runs.get((recipe.teacher or "", seed)), options, dataset, listener)
+                arm_result(
+                    runs[arm, seed], seed, runs.get((recipe.teacher or "", seed)), options, dataset, listener
+                )
                 for seed in range(seeds)
             ],
         }
@@ -200,7 +220,12 @@ def listener_report(listener: Listener, arm: str) -> Callable[[int, int, float],
 
 
 def arm_result(
-    run: Run, seed: int, teacher: Run | None, options: EvaluationOptions, dataset: Dataset, listener: Listener | None
+    run: Run,
+    seed: int,
+    teacher: Run | None,
+    options: EvaluationOptions,
+    dataset: Dataset,
+    listener: Listener | None,
 ) -> dict[str, Any]:
     """Evaluation and cost of one run; the evaluation is kept in evaluation.json and taken from there."""
     environment = run.environment
@@ -233,7 +258,9 @@ def evaluated(run: Run, options: EvaluationOptions, listener: Listener | None = 
             kept = {}
         if kept.get("key") == key:
             return kept["result"]
-    result = evaluate(run, options, progress=lambda text: listener.message(run.name, text) if listener else None)
+    result = evaluate(
+        run, options, progress=lambda text: listener.message(run.name, text) if listener else None
+    )
     write_json(path, {"key": key, "options": plain, "extractor_hash": extractor, "result": result})
     return result
 

@@ -128,7 +128,7 @@ class Dataset(abc.ABC):
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-DATASETS: Registry[Dataset] = Registry(Dataset, "data set", "genkit.data")  # type: ignore[type-abstract]
+DATASETS: Registry[Dataset] = Registry(Dataset, "data set", "genkit.data")
 
 
 class KeyedBatches(IterableDataset[Batch]):

@@ -26,7 +26,9 @@ class Guidance(abc.ABC):
 GUIDANCES = Registry(Guidance, "guidance", "genkit.guidance")
 
 
-def guided(predict: Predictor, y: Tensor | None, guidance: Guidance | None) -> Callable[[Tensor, Tensor], Tensor]:
+def guided(
+    predict: Predictor, y: Tensor | None, guidance: Guidance | None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """f(t, x) for classes `y`; with guidance, the class and the null class are one batch of twice the size."""
     if guidance is None or not guidance.active or y is None:
         return lambda t, x: predict(t, x, y)

@@ -72,7 +72,7 @@ class TwoSample(DataMetric):
         raise NotImplementedError
 
 
-METRICS: Registry[DataMetric] = Registry(DataMetric, "metric", "genkit.metrics", given=1)  # type: ignore[type-abstract]
+METRICS: Registry[DataMetric] = Registry(DataMetric, "metric", "genkit.metrics", given=1)
 
 
 def flat(x: Tensor, spec: DataSpec) -> Tensor:

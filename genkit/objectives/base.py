@@ -14,7 +14,7 @@ from genkit.data.views import Continuous
 from genkit.errors import GenkitError
 from genkit.guidance import Guidance
 from genkit.registry import Registry
-from genkit.types import Batch, DataSpec, Generator, LogProb, Sample
+from genkit.types import Batch, DataSpec, Generator, LogProb, Sample, Source
 
 
 class Objective(nn.Module, abc.ABC):
@@ -25,8 +25,13 @@ class Objective(nn.Module, abc.ABC):
     """
 
     solves: ClassVar[bool] = False
+    view: Continuous
+    source: Source
+    positions: Tensor
 
-    def __init__(self, spec: DataSpec, model: ModelOptions, *, conditional: bool, label_dropout: float) -> None:
+    def __init__(
+        self, spec: DataSpec, model: ModelOptions, *, conditional: bool, label_dropout: float
+    ) -> None:
         super().__init__()
         if not 0 <= label_dropout < 1:
             raise GenkitError(f"label_dropout must be in [0, 1), not {label_dropout}")
@@ -36,7 +41,6 @@ class Objective(nn.Module, abc.ABC):
         self.tokens = tokens_of(spec, model.patch)
         self.register_buffer("positions", self.tokens.positions, persistent=False)
         self.backbone = Transformer(model)
-        self.view: Continuous
 
     def setup(self, data: Split, teacher: Any = None) -> None:
         """Once before training: what the objective needs of the data and of a teacher."""
@@ -63,6 +67,12 @@ class Objective(nn.Module, abc.ABC):
         generator: Generator = None,
     ) -> Sample:
         """n samples of the classes y (n,); None is the unconditional model (the null class)."""
+
+    def trajectory(
+        self, n: int, y: Tensor | None = None, *, sampler: Any, generator: Generator = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The states (n, ...) that a solver passes through, encoded, and their times; where `solves`."""
+        raise GenkitError(f"samples of {type(self).__name__} do not go through time: there is no trajectory")
 
     @abc.abstractmethod
     def log_prob(self, x: Tensor, y: Tensor | None = None, *, generator: Generator = None) -> LogProb:
@@ -95,10 +105,14 @@ class Objective(nn.Module, abc.ABC):
             raise GenkitError(f"classes must have shape ({n},), not {tuple(y.shape)}")
         if bool(((y < -1) | (y >= self.classes)).any()):
             wrong = y[(y < -1) | (y >= self.classes)][0].item()
-            raise GenkitError(f"class {wrong} is out of range: '{self.spec.name}' has classes 0 to {self.classes - 1}")
+            raise GenkitError(
+                f"class {wrong} is out of range: '{self.spec.name}' has classes 0 to {self.classes - 1}"
+            )
         return y
 
-    def encoded_for_likelihood(self, x: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
+    def encoded_for_likelihood(
+        self, x: Tensor, y: Tensor | None, generator: Generator
+    ) -> tuple[Tensor, Tensor | None]:
         """Data as the model sees them, and their classes. Raises GenkitError when there is no likelihood."""
         if self.view.likelihood is None:
             raise GenkitError(

@@ -13,12 +13,13 @@ https://arxiv.org/abs/1806.07366; Grathwohl et al., FFJORD, https://arxiv.org/ab
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from genkit.backbone import Condition, Head, ModelOptions, Stem
+from genkit.backbone import Condition, Head, ModelOptions, Stem, twice_differentiable
 from genkit.couplings import COUPLINGS, Coupling
 from genkit.data.base import DATASETS, Dataset, Split
 from genkit.data.densities import DensitySource
@@ -103,7 +104,9 @@ class FlowMatching(Objective):
         if not self.source.gaussian:
             no_score = "its source is not a Gaussian"
         elif not self.coupling.independent:
-            no_score = f"it was trained with the coupling '{COUPLINGS.name_of(self.coupling)}', not 'independent'"
+            no_score = (
+                f"it was trained with the coupling '{COUPLINGS.name_of(self.coupling)}', not 'independent'"
+            )
         return Field(guided(self.velocity, y, guidance), self.path.coefficients, no_score)
 
     @torch.no_grad()
@@ -170,12 +173,19 @@ class FlowMatching(Objective):
         """Integrates from the data back to the source (default: rk4 with 32 steps).
 
         divergence: `exact` takes one backward pass a dimension, `hutchinson` one a probe, with the standard
-        error over the probes; `auto` is exact up to 16 dimensions. Gradients flow when they are enabled.
+        error over the probes; `auto` is exact up to 16 dimensions. Gradients flow to x and to the weights
+        where they are enabled and required; else no graph is kept.
         """
         solver = SOLVERS.build({"name": "rk4", "steps": 32} if sampler is None else sampler)
         x1, y = self.encoded_for_likelihood(x, y, generator)
+        wanted = x1.requires_grad or any(p.requires_grad for p in self.parameters())
         augmented, pack, unpack = with_divergence(
-            self.field(y), x1, divergence=divergence, probes=probes, generator=generator
+            self.field(y),
+            x1,
+            divergence=divergence,
+            probes=probes,
+            generator=generator,
+            differentiable=torch.is_grad_enabled() and wanted,
         )
         x0, change = unpack(solver.solve(augmented, pack(x1), times=solver.times().flip(0)).x)
         return self._log_prob(self.source.log_prob(x0)[:, None] - change)
@@ -197,12 +207,14 @@ def with_divergence(
     divergence: Divergence = "auto",
     probes: int = 2,
     generator: Generator = None,
+    differentiable: bool = False,
 ) -> tuple[
     Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor], tuple[Tensor, Tensor]]
 ]:
     """The field of (x, l) with dl/dt = -div f, packed as (B, D + P), and how to pack and unpack.
 
     Hutchinson: div f ~ e . (df/dx) e with Rademacher probes e, fixed along the trajectory, one column of l each.
+    differentiable: keep the graph, for gradients of l (second derivatives of the field).
     """
     if probes < 1:
         raise GenkitError(f"the number of probes must be at least 1, not {probes}")
@@ -216,8 +228,7 @@ def with_divergence(
         directions = (signs < 0.5).to(like.dtype) * 2 - 1
 
     def augmented(t: Tensor, packed: Tensor) -> Tensor:
-        differentiable = torch.is_grad_enabled() and packed.requires_grad
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable() if differentiable else nullcontext():
             x = packed[:, :dims]
             x = x if x.requires_grad else x.requires_grad_()
             v = field(t, x.reshape(shape)).flatten(1)

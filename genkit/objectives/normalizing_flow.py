@@ -63,6 +63,10 @@ class NormalizingFlow(Objective):
             Span(self.tokens, model.width, part, flip=k % 2 == 1, clip=clip) for k, part in enumerate(layers)
         )
 
+    @property
+    def parts(self) -> list[Span]:
+        return [span for span in self.spans if isinstance(span, Span)]
+
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
         if batch.encoded is None:
             raise GenkitError("loss takes a batch that went through prepare()")
@@ -78,11 +82,13 @@ class NormalizingFlow(Objective):
         """Encoded data x (B, ...) -> z (B, ...) and log |det dz/dx| (B,)."""
         z = self.tokens.split(x)
         log_det = z.new_zeros(len(z))
-        for k, span in enumerate(self.spans):
+        for k, span in enumerate(self.parts):
             cond = self.condition(len(z), y=y, span=k)
             z = span.order(z)
-            h = self.backbone(span.inputs(z), cond, pos=span.order(self.positions), causal=True, layers=span.layers)
-            a, mu = span.parameters(h, cond)
+            h = self.backbone(
+                span.inputs(z), cond, pos=span.order(self.positions), causal=True, layers=span.layers
+            )
+            a, mu = span.affine(h, cond)
             z = span.order((z - mu) * torch.exp(-a))
             log_det = log_det - a.sum((1, 2))
         return self.tokens.join(z), log_det
@@ -105,19 +111,23 @@ class NormalizingFlow(Objective):
         n, copies = len(z), 2 if active else 1
         x = self.tokens.split(z)
         log_det = x.new_zeros(n)
-        for k, span in reversed(list(enumerate(self.spans))):
+        for k, span in reversed(list(enumerate(self.parts))):
             cond = self.condition(copies * n, y=both, span=k)
             positions = span.order(self.positions)
             cache = self.backbone.cache(copies * n, self.tokens.length, span.layers)
-            todo, done = span.order(x), []
+            todo = span.order(x)
+            done: list[Tensor] = []
             for i in range(self.tokens.length):
                 previous = torch.cat([done[-1]] * copies) if done else None
                 h = span.input_at(i, previous, batch=copies * n)
                 h = self.backbone(h, cond, pos=positions[i : i + 1], layers=span.layers, cache=cache)
-                affine = torch.cat(span.parameters(h, cond), dim=-1)
+                affine = torch.cat(span.affine(h, cond), dim=-1)
                 if active and guidance is not None:
-                    t = torch.tensor(i / max(self.tokens.length - 1, 1), dtype=affine.dtype, device=affine.device)
-                    affine = guidance.combine(*affine.chunk(2), t)
+                    t = torch.tensor(
+                        i / max(self.tokens.length - 1, 1), dtype=affine.dtype, device=affine.device
+                    )
+                    conditional, unconditional = affine.chunk(2)
+                    affine = guidance.combine(conditional, unconditional, t)
                 a, mu = affine.chunk(2, dim=-1)
                 done.append(todo[:, i : i + 1] * torch.exp(a) + mu)
                 log_det = log_det - a.sum((1, 2))
@@ -194,7 +204,7 @@ class Span(nn.Module):
             return (self.start + self.stem.position[0]).expand(batch, 1, -1)
         return self.stem(previous, slice(i, i + 1))
 
-    def parameters(self, h: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+    def affine(self, h: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         """Log-scale a and shift mu, each (B, L, D)."""
         a, mu = self.head(h, cond).chunk(2, dim=-1)
         return self.clip * torch.tanh(a / self.clip), mu
@@ -204,9 +214,13 @@ def span_layers(spans: int | Sequence[int], depth: int) -> list[slice]:
     """The slice of the stack of each span. Raises GenkitError when they do not make up the stack."""
     if isinstance(spans, int):
         if spans < 1 or depth % spans:
-            raise GenkitError(f"normalizing_flow: {spans} equal spans do not divide a stack of {depth} layers")
+            raise GenkitError(
+                f"normalizing_flow: {spans} equal spans do not divide a stack of {depth} layers"
+            )
         spans = [depth // spans] * spans
     if sum(spans) != depth or min(spans) < 1:
-        raise GenkitError(f"normalizing_flow: spans {list(spans)} must be positive and sum to the depth, {depth}")
+        raise GenkitError(
+            f"normalizing_flow: spans {list(spans)} must be positive and sum to the depth, {depth}"
+        )
     ends = list(itertools.accumulate(spans))
     return [slice(end - n, end) for n, end in zip(spans, ends, strict=True)]

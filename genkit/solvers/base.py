@@ -107,7 +107,9 @@ class Solver(abc.ABC):
         return State(x)
 
     @abc.abstractmethod
-    def step(self, field: Velocity, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None) -> State:
+    def step(
+        self, field: Velocity, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None
+    ) -> State:
         """From t to t_next."""
 
     def final(self, field: Velocity, state: State) -> Tensor:
@@ -121,7 +123,9 @@ class OneStep(Solver):
     def advance(self, field: Velocity, t: Tensor, dt: Tensor, x: Tensor) -> Tensor:
         """x at t -> x at t + dt."""
 
-    def step(self, field: Velocity, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None) -> State:
+    def step(
+        self, field: Velocity, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None
+    ) -> State:
         return State(self.advance(field, t, t_next - t, state.x))
 
 

@@ -73,7 +73,11 @@ class StepCheckpoint(Checkpoint):
 
     @property
     def last_good(self) -> str:
-        return f"the last good checkpoint is {self.path}" if self.path.exists() else "no checkpoint was written yet"
+        return (
+            f"the last good checkpoint is {self.path}"
+            if self.path.exists()
+            else "no checkpoint was written yet"
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
@@ -104,9 +108,9 @@ class FiniteCheck(Callback):
         self.checkpoint, self.every = checkpoint, every
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step % self.every == 0 and isinstance(pl_module, GenerativeModule):
-            if int(pl_module.first_bad) >= 0:
-                pl_module.check_finite(self.checkpoint.last_good)
+        assert isinstance(pl_module, GenerativeModule)
+        if trainer.global_step % self.every == 0 and int(pl_module.first_bad) >= 0:
+            pl_module.check_finite(self.checkpoint.last_good)
 
 
 class StopOnInterrupt(Callback):
@@ -153,7 +157,9 @@ class CsvLog(Logger):
         if path.exists():
             with path.open(newline="") as file:
                 reader = csv.DictReader(file)
-                kept = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < start]
+                kept = [
+                    row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < start
+                ]
                 self.fields = list(reader.fieldnames or self.fields) if kept else self.fields
         path.parent.mkdir(parents=True, exist_ok=True)
         self._write(kept, "w")
@@ -186,5 +192,3 @@ class CsvLog(Logger):
             if mode == "w":
                 writer.writeheader()
             writer.writerows(rows)
-
-

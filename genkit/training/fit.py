@@ -121,10 +121,14 @@ def fit(
         use_distributed_sampler=False,
     )
     try:
-        lightning.fit(module, Loader(split, options, seed), ckpt_path=str(last) if start else None, weights_only=True)
+        lightning.fit(
+            module, Loader(split, options, seed), ckpt_path=str(last) if start else None, weights_only=True
+        )
     except (RuntimeError, KeyError) as error:
-        if start and "size mismatch" in str(error) or "Missing key" in str(error):
-            raise GenkitError(f"{last} is a checkpoint of another model than the recipe's: {error}") from error
+        if (start and "size mismatch" in str(error)) or "Missing key" in str(error):
+            raise GenkitError(
+                f"{last} is a checkpoint of another model than the recipe's: {error}"
+            ) from error
         raise
     return Fitted(lightning.global_step, checkpoint.seconds, interrupt.interrupted)
 

@@ -22,6 +22,7 @@ class GenerativeModule(L.LightningModule):
     def __init__(self, objective: Objective, options: TrainingOptions, *, seed: int = 0) -> None:
         super().__init__()
         self.objective, self.options, self.seed = objective, options, seed
+        self.first_bad: Tensor
         self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -43,7 +44,9 @@ class GenerativeModule(L.LightningModule):
         weights = torch.stack(torch._foreach_norm([p.detach() for p in self.objective.parameters()]))
         if step < 0 and bool(torch.isfinite(weights).all()):
             return
-        where = f"the loss was not finite at step {step}" if step >= 0 else f"weights at step {self.global_step}"
+        where = (
+            f"the loss was not finite at step {step}" if step >= 0 else f"weights at step {self.global_step}"
+        )
         raise GenkitError(
             f"training diverged: {where}{'' if step >= 0 else ' are not finite'}; {last_good}. "
             "A lower training.lr or training.clip, or a longer training.warmup, is the usual cure"
@@ -58,7 +61,9 @@ class GenerativeModule(L.LightningModule):
             {"params": others, "weight_decay": 0.0},
         ]
         # fused: one kernel for all tensors, on CPU too
-        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=self.device.type != "mps")
+        optimizer = torch.optim.AdamW(
+            groups, lr=options.lr, betas=options.betas, fused=self.device.type != "mps"
+        )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
