@@ -1,0 +1,361 @@
+"""Flow matching against closed forms: the exact field of a Gaussian or a mixture replaces the network."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from genkit.couplings import COUPLINGS
+from genkit.data.densities import DensitySource
+from genkit.data.randomness import keyed_generator
+from genkit.errors import GenkitError
+from genkit.objectives.flow_matching import FlowMatching, with_divergence
+from genkit.paths import PATHS
+from genkit.solvers import SOLVERS
+from genkit.solvers.adaptive import Adaptive
+from genkit.types import Batch, DataSpec, Pair, StandardNormal
+from tests.objectives.models import IMAGES, LABELLED, VECTORS, batch, build, model_options, split
+from tests.oracles import GaussianFlow, MixtureFlow
+
+SOLID = DataSpec("solid", (3,))
+
+
+def flow(
+    spec: DataSpec = VECTORS, oracle: GaussianFlow | MixtureFlow | None = None, **options: Any
+) -> FlowMatching:
+    objective = build("flow_matching", spec, **options)
+    assert isinstance(objective, FlowMatching)
+    if oracle is not None:
+        torch.set_default_dtype(torch.float64)
+        objective = objective.double()
+        objective.requires_grad_(False)
+        objective.velocity = oracle.velocity  # type: ignore[method-assign]
+    return objective
+
+
+def points(n: int = 6, dims: int = 2) -> Tensor:
+    return torch.randn(n, dims, generator=keyed_generator(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_likelihood_of_a_gaussian(path: str, dims: int) -> None:
+    oracle = GaussianFlow.example(path, dims)
+    x = points(dims=dims)
+    found = flow(VECTORS if dims == 2 else SOLID, oracle, path=path).log_prob(x)
+    assert found.kind == "estimate"
+    assert found.stderr is None
+    assert torch.allclose(found.value, oracle.log_prob(x), atol=1e-4)
+
+
+def test_the_likelihood_of_a_mixture() -> None:
+    oracle, x = MixtureFlow.example(), points()
+    model = flow(oracle=oracle)
+    errors = [
+        float(
+            (model.log_prob(x, sampler=SOLVERS.build("rk4", steps=n)).value - oracle.log_prob(x)).abs().max()
+        )
+        for n in (32, 128)
+    ]
+    assert errors[0] < 5e-3
+    assert errors[1] < 1e-4
+
+
+@pytest.mark.parametrize("solver", SOLVERS.names())
+def test_the_likelihood_by_every_solver(solver: str) -> None:
+    oracle, x = GaussianFlow.example(), points()
+    adaptive = issubclass(SOLVERS.get(solver), Adaptive)
+    sampler = SOLVERS.build(solver, steps=1 if adaptive else 800 if SOLVERS.get(solver).order == 1 else 50)
+    assert torch.allclose(
+        flow(oracle=oracle).log_prob(x, sampler=sampler).value, oracle.log_prob(x), atol=5e-2
+    )
+
+
+def test_hutchinsons_estimate_is_unbiased_within_its_standard_error() -> None:
+    """Standard errors of few probes hold on average; the mean of many estimates is the exact value."""
+    oracle, x = GaussianFlow.example(), points(400)
+    model, rk4 = flow(oracle=oracle), SOLVERS.build("rk4", steps=12)
+    exact = model.log_prob(x, sampler=rk4, divergence="exact").value
+    found = model.log_prob(x, sampler=rk4, divergence="hutchinson", probes=16, generator=keyed_generator(0))
+    assert found.stderr.shape == (400,)
+    assert found.stderr.min() > 0
+    scores = (found.value - exact) / found.stderr
+    assert abs(float(scores.mean())) < 4 / 400**0.5
+    assert 0.8 < float(scores.std()) < 1.4  # Student's t with 15 degrees of freedom: 1.07
+    more = model.log_prob(x, sampler=rk4, divergence="hutchinson", probes=64, generator=keyed_generator(0))
+    assert float((more.stderr / found.stderr).mean()) == pytest.approx(0.5, rel=0.1)
+
+
+def test_one_probe_has_no_standard_error() -> None:
+    model = flow(oracle=GaussianFlow.example())
+    assert model.log_prob(points(), divergence="hutchinson", probes=1).stderr is None
+    with pytest.raises(GenkitError, match="probes must be at least 1, not 0"):
+        model.log_prob(points(), probes=0)
+
+
+def test_the_probes_follow_the_generator() -> None:
+    model = flow(oracle=GaussianFlow.example())
+    a, b, c = (
+        model.log_prob(points(), divergence="hutchinson", generator=keyed_generator(k)).value
+        for k in (1, 1, 2)
+    )
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize(("dims", "columns"), [(16, 1), (17, 2)])
+def test_the_divergence_is_exact_in_low_dimension_only(dims: int, columns: int) -> None:
+    _, pack, _ = with_divergence(lambda t, x: x, torch.zeros(3, dims))
+    assert pack(torch.zeros(3, dims)).shape == (3, dims + columns)
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_the_divergence_of_a_field(divergence: str) -> None:
+    """f = sin(A x) has div f = sum_i A_ii cos(A x)_i; a diagonal A makes each probe exact."""
+    matrix = torch.diag(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+    if divergence == "exact":
+        matrix = matrix + torch.ones(3, 3).double()
+    x = points(dims=3)
+    augmented, pack, unpack = with_divergence(lambda t, x: (x @ matrix.T).sin(), x, divergence=divergence)  # type: ignore[arg-type]
+    v, change = unpack(augmented(torch.tensor(0.0), pack(x)))
+    assert torch.allclose(v, (x @ matrix.T).sin())
+    expected = -(matrix.diagonal() * (x @ matrix.T).cos()).sum(1)
+    assert torch.allclose(change, expected[:, None].expand_as(change))
+
+
+def test_samples_of_a_gaussian_have_its_moments() -> None:
+    oracle = GaussianFlow.example()
+    x = flow(oracle=oracle).sample(40_000, generator=keyed_generator(0)).x
+    assert torch.allclose(x.mean(0), oracle.mean, atol=0.03)
+    assert torch.allclose(x.T.cov(), oracle.cov, atol=0.04)
+
+
+def test_samples_of_a_mixture_have_its_distribution() -> None:
+    oracle = MixtureFlow.example()
+    x = flow(oracle=oracle).sample(4000, generator=keyed_generator(0)).x
+    part = torch.multinomial(oracle.weights, 4000, replacement=True, generator=keyed_generator(1))
+    noise = torch.randn(4000, 2, generator=keyed_generator(2))
+    exact = oracle.means[part] + oracle.scales[part, None] * noise
+    for direction in torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]):
+        assert stats.ks_2samp((x @ direction).numpy(), (exact @ direction).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    "oracle", [GaussianFlow.example(), MixtureFlow.example()], ids=["gaussian", "mixture"]
+)
+def test_samples_come_with_their_log_probability(oracle: GaussianFlow | MixtureFlow) -> None:
+    model, solver = flow(oracle=oracle), SOLVERS.build("rk4", steps=64)
+    sample = model.sample(5, sampler=solver, return_log_prob=True, generator=keyed_generator(0))
+    assert torch.equal(sample.x, model.sample(5, sampler=solver, generator=keyed_generator(0)).x)
+    assert torch.allclose(sample.log_prob.value, oracle.log_prob(sample.x), atol=1e-3)
+    assert torch.allclose(sample.log_prob.value, model.log_prob(sample.x, sampler=solver).value, atol=1e-4)
+
+
+def test_the_log_probability_of_levels_counts_their_volume() -> None:
+    """A field of zeros leaves noise as it is: log P(l) >= log N(x; 0, I) + dims log(2 / levels)."""
+    model = flow(IMAGES, scale=None)
+    rows = batch(IMAGES)
+    found = model.log_prob(
+        rows.x, rows.y, sampler=SOLVERS.build("euler", steps=1), generator=keyed_generator(0)
+    )
+    x = model.view.encode(rows.x, generator=keyed_generator(0))
+    assert torch.allclose(found.value, StandardNormal().log_prob(x) + 16 * math.log(2 / 5), atol=1e-4)
+
+
+def test_the_log_probability_has_a_gradient_in_the_data() -> None:
+    """The exact score of the oracle, through the solver."""
+    oracle, x = GaussianFlow.example(), points().requires_grad_()
+    (found,) = torch.autograd.grad(flow(oracle=oracle).log_prob(x).value.sum(), x)
+    (exact,) = torch.autograd.grad(oracle.log_prob(x).sum(), x)
+    assert torch.allclose(found, exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+@pytest.mark.parametrize("of", ["data", "weights"])
+def test_the_log_probability_of_a_network_has_gradients(of: str, divergence: str) -> None:
+    """Against finite differences, through the attention's double backward."""
+    torch.set_default_dtype(torch.float64)
+    model = flow().double()
+    x = points(2).requires_grad_(of == "data")
+    wanted = x if of == "data" else model.stem.proj.bias
+
+    def value() -> Tensor:
+        return model.log_prob(
+            x,
+            sampler=SOLVERS.build("heun", steps=2),
+            divergence=divergence,  # type: ignore[arg-type]
+            generator=keyed_generator(0),
+        ).value.sum()
+
+    (found,) = torch.autograd.grad(value(), wanted)
+    step, direction = 1e-5, torch.randn(wanted.shape, generator=keyed_generator(1))
+    with torch.no_grad():
+        wanted += step * direction
+        above = value()
+        wanted -= 2 * step * direction
+        below = value()
+    assert float((found * direction).sum()) == pytest.approx(float((above - below) / (2 * step)), rel=1e-5)
+
+
+def test_without_gradients_none_are_kept() -> None:
+    model = flow().requires_grad_(False)
+    assert not model.log_prob(points().float(), sampler=SOLVERS.build("euler", steps=1)).value.requires_grad
+    with torch.no_grad():
+        found = flow().log_prob(points().float(), sampler=SOLVERS.build("euler", steps=1))
+    assert not found.value.requires_grad
+
+
+@pytest.mark.parametrize("path", PATHS.names())
+def test_the_loss_is_that_of_the_pairs_and_times(path: str) -> None:
+    """A field of zeros costs the mean square of u_t; the weights of pairs count."""
+    model = flow(LABELLED, path=path, scale=None)
+    x0, x1 = torch.randn(2, 64, 3, generator=keyed_generator(0))
+    weight = torch.rand(64, generator=keyed_generator(1))
+    rows = Batch(x1, pair=Pair(x0, x1, torch.zeros(64).long(), weight=weight))
+    loss = float(model.loss(rows, generator=keyed_generator(2))["loss"].detach())
+    t = model.times(x1, generator=keyed_generator(2))
+    u = model.path(x0, x1, t).u_t
+    assert loss == pytest.approx(float((u.square().mean(1) * weight).sum() / weight.sum()), rel=1e-5)
+
+
+def test_the_exact_field_has_the_least_loss() -> None:
+    """Of the fields around it, on a Gaussian: the minimum of the loss is E[u_t | x_t]."""
+    oracle = GaussianFlow.example()
+    model = flow(oracle=oracle)
+    n = 20_000
+    x1 = oracle.mean + torch.randn(n, 2, generator=keyed_generator(0)) @ torch.linalg.cholesky(oracle.cov).T
+
+    def loss(scale: float, shift: float) -> float:
+        model.velocity = lambda t, x, y: (
+            scale
+            * torch.func.vmap(  # type: ignore[method-assign]
+                lambda s, z: oracle.velocity(s, z[None])[0]
+            )(t, x)
+            + shift
+        )
+        rows = model.prepare(Batch(x1), generator=keyed_generator(1))
+        return float(model.loss(rows, generator=keyed_generator(2))["loss"])
+
+    least = loss(1.0, 0.0)
+    for scale, shift in ((0.9, 0.0), (1.1, 0.0), (1.0, 0.1), (1.0, -0.1)):
+        assert loss(scale, shift) > least
+
+
+def test_labels_are_dropped_in_the_loss() -> None:
+    model, seen = flow(LABELLED, label_dropout=0.25), []
+
+    def velocity(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        seen.append(y)
+        return torch.zeros_like(x)
+
+    model.velocity = velocity  # type: ignore[method-assign]
+    rows = model.prepare(Batch(torch.randn(8000, 3), torch.arange(8000) % 3), generator=keyed_generator(0))
+    model.loss(rows, generator=keyed_generator(0))
+    assert float((seen[0] == -1).float().mean()) == pytest.approx(0.25, abs=0.02)
+
+
+def test_another_source() -> None:
+    """Sampling starts there, so do pairs; the likelihood is against its density."""
+    model = flow(source="8gaussians", scale=None)
+    start = DensitySource("8gaussians")  # type: ignore[arg-type]
+    sample = model.sample(500, generator=keyed_generator(0))
+    assert torch.allclose(
+        sample.x, start.sample(torch.empty(500, 2), generator=keyed_generator(0)), atol=1e-5
+    )
+    rows = model.prepare(Batch(torch.randn(500, 2)), generator=keyed_generator(1))
+    assert float(rows.pair.x0.norm(dim=1).mean()) == pytest.approx(5, abs=0.2)
+    found = model.log_prob(sample.x[:8], sampler=SOLVERS.build("euler", steps=1)).value
+    assert torch.allclose(found, start.log_prob(sample.x[:8]), atol=1e-4)
+    with pytest.raises(GenkitError, match="digits"):
+        flow(source="digits")
+    with pytest.raises(GenkitError, match=r"starts points \(B, 2\)"):
+        flow(SOLID, source="8gaussians").sample(2)
+
+
+def test_the_source_is_that_of_the_coupling() -> None:
+    for coupling in ("independent", "ot"):
+        model = flow(source="8gaussians", coupling=coupling)
+        assert model.coupling.source is model.source
+
+
+@pytest.mark.parametrize("name", COUPLINGS.names())
+def test_a_field_has_a_score_where_the_coupling_is_independent(name: str) -> None:
+    """The message names what stands in the way."""
+    torch.manual_seed(0)
+    from genkit.objectives import OBJECTIVES
+
+    model = OBJECTIVES.build({"name": "flow_matching", "coupling": name}, VECTORS, model_options())
+    field = model.field()
+    if COUPLINGS.get(name).independent:
+        assert "score" in field.gives
+    else:
+        assert field.gives == {"velocity", "data", "noise"}
+        with pytest.raises(GenkitError, match=f"no score: .*'{name}', not 'independent'"):
+            field.score(torch.tensor(0.5), points().float())
+    with pytest.raises(GenkitError, match="its source is not a Gaussian"):
+        flow(source="8gaussians").field().score(torch.tensor(0.5), points().float())
+
+
+def test_options_reach_the_parts() -> None:
+    model = flow(
+        path={"name": "variance_preserving", "beta_max": 10.0}, times={"name": "logit_normal", "mean": -1.0}
+    )
+    assert model.path.beta_max == 10
+    assert model.times.mean == -1
+
+
+def test_sampling_from_given_noise() -> None:
+    model, start = flow(), points().float()
+    sample = model.sample(6, start=start, sampler=SOLVERS.build("euler", steps=1))
+    expected = start + model.velocity(torch.tensor(0.0), start).detach()
+    assert torch.allclose(sample.x, expected, atol=1e-5)
+    assert sample.nfe == 1
+
+
+def test_bfloat16_keeps_velocities_in_float32() -> None:
+    model = flow(IMAGES)
+    x = torch.randn(3, 1, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model.velocity(torch.tensor(0.5), x)
+    full = model.velocity(torch.tensor(0.5), x)
+    assert half.dtype == torch.float32
+    assert torch.allclose(half, full, atol=0.3)
+    assert not torch.equal(half, full)
+
+
+@pytest.mark.slow
+def test_a_short_training_reaches_the_moments_of_a_gaussian() -> None:
+    """No oracle: the network itself, 250 steps."""
+    oracle = GaussianFlow.example(dtype=torch.float32)
+    model = build("flow_matching", VECTORS, scale=None, model=model_options(depth=2)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 250)
+    for step in range(250):
+        generator = keyed_generator(0, step)
+        x1 = oracle.mean + torch.randn(128, 2, generator=generator) @ torch.linalg.cholesky(oracle.cov).T
+        loss = model.loss(model.prepare(Batch(x1), generator=generator), generator=generator)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    x = model.sample(4000, sampler=SOLVERS.build("heun", steps=8), generator=keyed_generator(1)).x
+    assert torch.allclose(x.mean(0), oracle.mean, atol=0.12)
+    assert torch.allclose(x.T.cov(), oracle.cov, atol=0.15)
+    held = (
+        oracle.mean + torch.randn(200, 2, generator=keyed_generator(2)) @ torch.linalg.cholesky(oracle.cov).T
+    )
+    found = model.log_prob(held, sampler=SOLVERS.build("heun", steps=8)).value
+    assert float((found - oracle.log_prob(held)).mean().abs()) < 0.15
+
+
+def test_the_split_of_the_tests_is_what_it_says() -> None:
+    """Guards the helper: levels in range, classes in turn."""
+    part = split(IMAGES)
+    assert part.x.max() == 4
+    assert part.y.bincount().tolist() == [22, 21, 21]
