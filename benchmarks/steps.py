@@ -52,9 +52,7 @@ def main() -> None:
         prepared, _ = median_seconds(prepare, repeats=options.repeats)
         for sampler in samplers:
             sampling, _ = median_seconds(
-                lambda objective=objective, sampler=sampler: objective.sample(
-                    SAMPLES, labels, sampler=sampler
-                ),
+                partial(objective.sample, SAMPLES, labels, sampler=sampler),
                 repeats=max(5, options.repeats // 4),
             )
             rows.append(

@@ -99,7 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status."""
     root = parser()
     try:
-        arguments = root.parse_args(argv)
+        arguments, rest = root.parse_known_args(argv)
+        if rest:  # overrides may also stand behind options, which argparse alone does not allow
+            if not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest):
+                root.error(f"unrecognized arguments: {' '.join(rest)}")
+            arguments.overrides += rest
     except SystemExit as stop:  # argparse has printed its message
         return int(stop.code or 0)
     if arguments.version:
