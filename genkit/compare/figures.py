@@ -185,6 +185,13 @@ def likelihood(arm: Json) -> tuple[float, float, str] | None:
     return value.mean, error, held[0]["kind"]
 
 
+def conditional(report: Json) -> bool:
+    """Whether sample i is of class i % classes in all arms; an arm says otherwise by `conditional: false`."""
+    return bool(report["data"].get("classes")) and all(
+        arm.get("conditional", True) for arm in report["arms"].values()
+    )
+
+
 def number(value: float) -> str:
     """Three significant digits or so, without exponents where they can be avoided.
 
@@ -513,7 +520,7 @@ def _mosaic(images: np.ndarray, levels: int, scale: int, gap: int) -> np.ndarray
 def samples(report: Json, out: Path) -> Figure | None:
     """Images: a block of rows for each arm, a row for each number of steps; real data on top where given.
 
-    A column is one class (and one noise sample). Real images are `test` (N, C, H, W) of OUT/data.safetensors,
+    A column is one class (of conditional models) and one noise sample. Real images are `test` (N, C, H, W) of OUT/data.safetensors,
     class by class in turn as the samples are.
     """
     data = report["data"]
@@ -535,7 +542,9 @@ def samples(report: Json, out: Path) -> Figure | None:
     scale = max(1, round(64 / width))
     gap, head, margin = 8, 46, 220
     picture_h, picture_w = height * scale, width * scale
-    classes = [plain(name, 12) for name in data.get("class_names") or range(data.get("classes") or 0)]
+    classes = []
+    if conditional(report):
+        classes = [plain(name, 12) for name in data.get("class_names") or range(data["classes"])]
     steep = any(len(name) > 2 for name in classes)
     top = 8 if not classes else 150 if steep else 44
     total_w = margin + count * (picture_w + gap) - gap + (90 if steep else 4)
@@ -653,7 +662,7 @@ def trajectories(report: Json, out: Path) -> Figure | None:
     columns = min(len(paths), 3)
     rows = math.ceil(len(paths) / columns)
     width = 8.6 / max(columns, 2)
-    fig = _new(width * columns, rows * (width + 0.2))
+    fig = _new(width * columns, rows * (width + 0.4))
     everything = np.concatenate([path.reshape(-1, 2) for path in paths.values()])
     inside = np.quantile(everything, [0.002, 0.998], axis=0)
     for i, (name, path) in enumerate(paths.items()):
@@ -666,9 +675,8 @@ def trajectories(report: Json, out: Path) -> Figure | None:
         )
         ax.scatter(path[-1, :, 0], path[-1, :, 1], s=7, color=colour, linewidths=0, zorder=4)
         bend = stat(run.get("curvature") for run in report["arms"][name]["runs"])
-        ax.set_title(plain(name), color=colour, pad=4 if bend is None else 17)
-        note = f"{len(path) - 1} steps" + ("" if bend is None else f", curvature {bend}")
-        ax.text(0, 1.02, note, transform=ax.transAxes, fontsize=8.5, color=SOFT, va="bottom")
+        ax.set_title(plain(name), color=colour, pad=4)
+        ax.set_xlabel(f"{len(path) - 1} steps" + ("" if bend is None else f", curvature {bend}"))
         _frame(ax, inside)
     return fig
 

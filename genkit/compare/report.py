@@ -31,6 +31,7 @@ from genkit.compare.figures import (
     Stat,
     by_nfe,
     capital,
+    conditional,
     likelihood,
     looks,
     main_measure,
@@ -343,7 +344,8 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
         ("Likelihood and cost", slice(measured, None)),
     ):
         table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
-        table.add_column("arm", max_width=24, overflow="fold")
+        longest = max((len(name) for name in rows.arms), default=0)
+        table.add_column("arm", min_width=min(longest, 16), max_width=24, overflow="fold")
         for head in rows.heads[part]:
             table.add_column(Text(head), justify="right")
         for name, cells in rows.arms.items():
@@ -476,7 +478,7 @@ class _Page:
 
     def samples(self) -> str:
         if self.image:
-            column = "a column is one class; " if self.report["data"].get("classes") else ""
+            column = "a column is one class; " if conditional(self.report) else ""
             return self.figure(
                 "samples",
                 "Generated images of each arm at several numbers of steps",
