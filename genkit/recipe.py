@@ -14,7 +14,7 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,8 @@ class Recipe:
         return found[0] if found else None
 
     def dataset(self) -> Dataset:
-        return DATASETS.build(self.config["data"])
+        """The data set; recipes of one process that name the same data share it."""
+        return _dataset(json.dumps(self.config["data"], sort_keys=True))
 
     def objective(self, spec: DataSpec) -> Objective:
         """The untrained model; backbones of equal seed and size start from equal weights."""
@@ -171,6 +172,11 @@ class Recipe:
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.create(self.config))
+
+
+@lru_cache(maxsize=4)
+def _dataset(config: str) -> Dataset:
+    return DATASETS.build(json.loads(config))
 
 
 def _find(config: Any, key: str) -> Iterable[str]:

@@ -6,18 +6,30 @@ recipe with `arms` ── one Recipe an arm and seed ── train ── evaluat
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors.torch import save
+from torch import Tensor
 
-from genkit.compare.evaluate import EvaluationOptions, evaluate, extractor_hash, floors
+from genkit.compare.evaluate import (
+    SHOWN_IMAGES,
+    SHOWN_POINTS,
+    EvaluationOptions,
+    evaluate,
+    extractor_hash,
+    floors,
+)
 from genkit.data.base import Dataset
+from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError, choose
 from genkit.recipe import (
     KEYS,
@@ -31,6 +43,7 @@ from genkit.recipe import (
     write_json,
 )
 from genkit.registry import resolve_options
+from genkit.training.callbacks import write_atomically
 
 
 class Listener(Protocol):
@@ -129,38 +142,28 @@ def compare(
         raise GenkitError(f"--seeds must be at least 1, not {seeds}")
     comparison.check()
     options = EvaluationOptions(**comparison.evaluation)
-    order = comparison.ordered()
     runs: dict[tuple[str, int], Run] = {}
+    arms: dict[str, Any] = {arm: {"runs": []} for arm in comparison.arms}
     for seed in range(seeds):
-        for arm in order:
+        for arm in comparison.ordered():
             recipe = comparison.recipe(arm, seed)
-            teacher = None
-            if recipe.teacher is not None:
-                teacher = (
-                    runs[recipe.teacher, seed] if recipe.teacher in comparison.arms else load(recipe.teacher)
-                )
-            runs[arm, seed] = train_arm(recipe, out / folder_name(arm, seed), teacher, listener)
+            name = recipe.teacher
+            teacher = None if name is None else runs[name, seed] if name in comparison.arms else load(name)
+            run = train_arm(recipe, out / folder_name(arm, seed), teacher, listener)
+            runs[arm, seed] = run
+            objective = recipe.config["objective"]
+            arms[arm] |= {
+                "objective": objective["name"],
+                "coupling": (objective.get("coupling") or {}).get("name"),
+                "teacher": name,
+            }
+            figures = evaluated(run, options, listener)
+            arms[arm]["runs"].append({"seed": seed, **cost(run, teacher), "curve": curve(run), **figures})
 
-    dataset = runs[order[0], 0].dataset
-    arms: dict[str, Any] = {}
-    for arm in comparison.arms:
-        recipe = comparison.recipe(arm, 0)
-        objective = recipe.config["objective"]
-        arms[arm] = {
-            "objective": objective["name"],
-            "coupling": (objective.get("coupling") or {}).get("name"),
-            "teacher": recipe.teacher,
-            "runs": [
-                arm_result(
-                    runs[arm, seed], seed, runs.get((recipe.teacher or "", seed)), options, dataset, listener
-                )
-                for seed in range(seeds)
-            ],
-        }
-    spec = dataset.spec
-    nfe = sorted({p["nfe"] for arm in arms.values() for r in arm["runs"] for p in r["points"] if p["steps"]})
-    if not spec.image:
-        save_data(runs[order[0], 0], out, options)
+    first = next((run for run in runs.values() if run.objective.solves), next(iter(runs.values())))
+    dataset, spec = first.dataset, first.spec
+    save_data(first, out, options)
+    points = [point for arm in arms.values() for run in arm["runs"] for point in run["points"]]
     return {
         "name": comparison.name,
         "data": {
@@ -176,19 +179,15 @@ def compare(
         "evaluation": {
             **comparison.evaluation,
             "samples": options.count(dataset),
-            "solver": solver_name(comparison.evaluation["solver"]),
-            "nfe": nfe,
+            "solver": comparison.evaluation["solver"]["name"],
+            "nfe": sorted({point["nfe"] for point in points if point["steps"]}),
             "extractor": spec.name if extractor_hash(spec) else None,
             "extractor_hash": extractor_hash(spec),
         },
         "floor": floors(dataset, options),
-        "machine": {k: runs[order[0], 0].environment.get(k) for k in ("device", "threads", "torch")},
+        "machine": {key: first.environment.get(key) for key in ("device", "threads", "torch")},
         "arms": arms,
     }
-
-
-def solver_name(solver: Any) -> str:
-    return solver["name"] if isinstance(solver, Mapping) else str(solver)
 
 
 def folder_name(arm: str, seed: int) -> str:
@@ -207,31 +206,17 @@ def train_arm(recipe: Recipe, folder: Path, teacher: Run | None, listener: Liste
         folder.rename(aside)
         if listener:
             listener.message(folder.name, f"was of another recipe: moved to {aside}")
-    report = None
-    if listener:
-        report = listener_report(listener, folder.name)
-        if held.get("fingerprint") == fingerprint and held.get("finished"):
-            listener.message(folder.name, "already trained")
+        held = {}
+    if listener and held.get("finished"):
+        listener.message(folder.name, "already trained")
+    report = partial(listener.training, folder.name) if listener else None
     return train(recipe, folder, teacher=teacher, report=report)
 
 
-def listener_report(listener: Listener, arm: str) -> Callable[[int, int, float], None]:
-    return lambda step, steps, loss: listener.training(arm, step, steps, loss)
-
-
-def arm_result(
-    run: Run,
-    seed: int,
-    teacher: Run | None,
-    options: EvaluationOptions,
-    dataset: Dataset,
-    listener: Listener | None,
-) -> dict[str, Any]:
-    """Evaluation and cost of one run; the evaluation is kept in evaluation.json and taken from there."""
-    environment = run.environment
-    of_teacher = teacher.environment if teacher else {}
+def cost(run: Run, teacher: Run | None) -> dict[str, Any]:
+    """What a run and its teacher took: parameters, steps, seconds, tokens."""
+    environment, of_teacher = run.environment, teacher.environment if teacher else {}
     return {
-        "seed": seed,
         "folder": run.name,
         **{key: environment[key] for key in ("steps", "parameters", "backbone_parameters")},
         "train": {
@@ -240,8 +225,6 @@ def arm_result(
             "teacher_seconds": of_teacher.get("seconds", 0.0),
             "teacher_tokens": of_teacher.get("tokens", 0),
         },
-        "curve": curve(run),
-        **evaluated(run, options, listener),
     }
 
 
@@ -267,21 +250,25 @@ def evaluated(run: Run, options: EvaluationOptions, listener: Listener | None = 
 
 def curve(run: Run) -> list[list[float]]:
     """[step, loss] of metrics.csv."""
-    import csv
-
     with (run.folder / "metrics.csv").open(newline="") as file:
         return [[int(row["step"]), float(row["loss"])] for row in csv.DictReader(file) if row["loss"]]
 
 
 def save_data(run: Run, out: Path, options: EvaluationOptions) -> None:
-    """Points of the data and of the source, for the plots of 2-D comparisons."""
-    from safetensors.torch import save
+    """Test rows to show beside samples, images class by class in turn, and for 2-D data points of the source."""
+    x, y = run.dataset.split("test").take(torch.arange(min(SHOWN_POINTS, len(run.dataset.split("test")))))
+    content = {"test": x}
+    if run.spec.image:
+        content["test"] = x[:SHOWN_IMAGES] if y is None else x[in_turn(y)[:SHOWN_IMAGES]]
+    else:
+        content["source"] = run.objective.source.sample(x, generator=keyed_generator(options.seed, "source"))
+    content = {name: value.contiguous() for name, value in content.items()}
+    write_atomically(out / "data.safetensors", lambda file: file.write(save(content)))
 
-    from genkit.compare.evaluate import SHOWN_POINTS, rows
-    from genkit.data.randomness import keyed_generator
-    from genkit.training.callbacks import write_atomically
 
-    test = rows(run.dataset, "test", SHOWN_POINTS)
-    source = run.objective.source.sample(test, generator=keyed_generator(options.seed, "source"))
-    content = save({"test": test.contiguous(), "source": torch.as_tensor(source).contiguous()})
-    write_atomically(out / "data.safetensors", lambda file: file.write(content))
+def in_turn(y: Tensor) -> Tensor:
+    """Row numbers such that the classes y (N,) come in turn, as long as each has rows."""
+    order = y.argsort(stable=True)
+    counts = torch.bincount(y)
+    rank = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[order]]  # of a row within its class
+    return order[(rank * len(counts) + y[order]).argsort()]

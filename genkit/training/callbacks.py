@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import signal
 import threading
@@ -60,6 +61,12 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def ends_step(module: LightningModule, outputs: Any, batch: Any, batch_index: int) -> bool:
+    """Whether a batch is the last part of its optimizer step."""
+    assert isinstance(module, GenerativeModule)
+    return (batch_index + 1) % module.options.accumulate == 0
+
+
 class StepCheckpoint(Checkpoint):
     """`checkpoints/last.ckpt` every `every` steps, at the end and at a stop: always whole steps, finite weights.
 
@@ -82,10 +89,10 @@ class StepCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         step = trainer.global_step
         due = step % self.every == 0 or step == trainer.max_steps or trainer.should_stop
-        if not due or step == self.saved_step:
+        if not due or step == self.saved_step or not ends_step(pl_module, *batch):
             return
         assert isinstance(pl_module, GenerativeModule)
         pl_module.check_finite(self.last_good)
@@ -124,10 +131,14 @@ class StopOnInterrupt(Callback):
         def stop(signum: int, frame: Any) -> None:
             if self.interrupted:
                 raise KeyboardInterrupt
-            self.interrupted = trainer.should_stop = True
+            self.interrupted = True
 
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, stop)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        if self.interrupted and ends_step(pl_module, *batch):
+            trainer.should_stop = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._previous is not None:
@@ -187,8 +198,16 @@ class CsvLog(Logger):
         return ""
 
     def _write(self, rows: list[Any], mode: str) -> None:
-        with self.path.open(mode, newline="") as file:
-            writer = csv.DictWriter(file, self.fields, restval="")
-            if mode == "w":
-                writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.fields, restval="")
+        if mode == "w":
+            writer.writeheader()
+        writer.writerows(rows)
+        if mode == "w":  # as a whole: a kill here must not lose the rows of hours
+            write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+            return
+        try:
+            with self.path.open("a", newline="") as file:
+                file.write(text.getvalue())
+        except OSError as error:
+            raise GenkitError(f"cannot write {self.path}: {error.strerror or error}") from error

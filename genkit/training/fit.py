@@ -90,7 +90,10 @@ def fit(
     objective.setup(split, teacher)
     module = GenerativeModule(objective, options, seed=seed)
     last = folder / "checkpoints" / "last.ckpt"
-    start = checkpoint_step(last) if last.exists() else 0
+    saved = read_checkpoint(last) if last.exists() else {}
+    start = int(saved.get("global_step", 0))
+    if start >= options.steps:  # all steps were taken before: Lightning would not even average the weights
+        return trained(objective, saved, last)
     checkpoint = StepCheckpoint(last, options.checkpoint_every)
     interrupt = StopOnInterrupt()
     callbacks: list[L.Callback] = [checkpoint, interrupt, FiniteCheck(checkpoint, options.log_every)]
@@ -125,18 +128,35 @@ def fit(
             module, Loader(split, options, seed), ckpt_path=str(last) if start else None, weights_only=True
         )
     except (RuntimeError, KeyError) as error:
-        if (start and "size mismatch" in str(error)) or "Missing key" in str(error):
-            raise GenkitError(
-                f"{last} is a checkpoint of another model than the recipe's: {error}"
-            ) from error
+        check_other_model(last, error)
         raise
     return Fitted(lightning.global_step, checkpoint.seconds, interrupt.interrupted)
 
 
-def checkpoint_step(path: Path) -> int:
-    """The step of a checkpoint. Raises GenkitError for a file that is none."""
+def trained(objective: Objective, saved: dict[str, Any], path: Path) -> Fitted:
+    """Gives the objective the averaged weights of a checkpoint at the last step."""
+    prefix = "objective."
+    state = {key.removeprefix(prefix): v for key, v in saved["state_dict"].items() if key.startswith(prefix)}
     try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        objective.load_state_dict(state)
+    except RuntimeError as error:
+        check_other_model(path, error)
+        raise
+    return Fitted(int(saved["global_step"]), saved["callbacks"]["StepCheckpoint"]["seconds"], False)
+
+
+def check_other_model(path: Path, error: Exception) -> None:
+    """Raises GenkitError when weights of the checkpoint did not fit."""
+    if "Error(s) in loading state_dict" in str(error):
+        raise GenkitError(f"{path} is a checkpoint of another model than the recipe's: {error}") from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, mapped into memory. Raises GenkitError for a file that is none."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        int(saved["global_step"])
+        return saved
     except Exception as error:
         raise GenkitError(
             f"{path} cannot be read as a checkpoint ({error}); remove it to train from the start"
