@@ -141,13 +141,14 @@ def by_nfe(arm: Json, key: str) -> dict[int, Stat]:
 
 def measures(report: Json) -> list[Measure]:
     """The metrics that the report holds: the known ones, then those of plug-ins by name."""
+    return measures_of(
+        point for arm in report["arms"].values() for run in arm["runs"] for point in run["points"]
+    )
+
+
+def measures_of(points: Iterable[Json]) -> list[Measure]:
     held = {
-        key
-        for arm in report["arms"].values()
-        for run in arm["runs"]
-        for point in run["points"]
-        for key, value in point.items()
-        if key not in BESIDE and value is not None
+        key for point in points for key, value in point.items() if key not in BESIDE and value is not None
     }
     known = [measure for measure in MEASURES if measure.key in held]
     extra = sorted(held - {measure.key for measure in MEASURES})
@@ -520,8 +521,8 @@ def _mosaic(images: np.ndarray, levels: int, scale: int, gap: int) -> np.ndarray
 def samples(report: Json, out: Path) -> Figure | None:
     """Images: a block of rows for each arm, a row for each number of steps; real data on top where given.
 
-    A column is one class (of conditional models) and one noise sample. Real images are `test` (N, C, H, W) of OUT/data.safetensors,
-    class by class in turn as the samples are.
+    A column is one class (of conditional models) and one noise sample. Real images are `test` (N, C, H, W)
+    of OUT/data.safetensors, class by class in turn as the samples are.
     """
     data = report["data"]
     if len(data["shape"]) != 3:

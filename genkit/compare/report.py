@@ -36,6 +36,7 @@ from genkit.compare.figures import (
     looks,
     main_measure,
     measures,
+    measures_of,
     number,
     put,
     save_figures,
@@ -345,7 +346,7 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
     ):
         table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
         longest = max((len(name) for name in rows.arms), default=0)
-        table.add_column("arm", min_width=min(longest, 16), max_width=24, overflow="fold")
+        table.add_column("arm", min_width=min(longest, 14), max_width=24, overflow="fold")
         for head in rows.heads[part]:
             table.add_column(Text(head), justify="right")
         for name, cells in rows.arms.items():
@@ -357,6 +358,37 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
     console.print(Text(headline(report)))
     if page is not None:
         console.print(Text(f"report: {page}", style="bold"), soft_wrap=True)
+
+
+def print_evaluation(name: str, result: Json, *, console: Console | None = None) -> None:
+    """Prints the evaluation of one run: a row for each number of network evaluations, and what else it has."""
+    console = console or Console()
+    shown = measures_of(result["points"])
+    table = Table(title=Text(f"Samples of {name}"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for head in (
+        "evaluations",
+        "steps",
+        *(measure.key.replace("_", " ") for measure in shown),
+        "seconds",
+        "tokens",
+    ):
+        table.add_column(Text(head), justify="right")
+    for point in result["points"]:
+        values = (point.get(measure.key) for measure in shown)
+        table.add_row(
+            str(point["nfe"]),
+            str(point.get("steps") or "–"),
+            *("–" if value is None else number(value) for value in values),
+            number(point["seconds"]),
+            tokens(point["tokens"]),
+        )
+    console.print(table)
+    bits, kind = _bits({"runs": [result]})
+    if kind:
+        console.print(Text(f"bits/dim {bits} ({kind})"))
+    for key in ("curvature", "transport_cost"):
+        if result.get(key) is not None:
+            console.print(Text(f"{key.replace('_', ' ')} {number(result[key])}"))
 
 
 # --- the page -----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from genkit.compare.report import (
     headline,
     main_rows,
     markdown,
+    print_evaluation,
     print_table,
     verdicts,
     write_report,
@@ -217,6 +218,26 @@ def test_printed_table_says_where_the_report_is(capsys):
     assert "fm-distilled is best" in " ".join(text.split())
     print_table(report)
     assert "fm-distilled" in capsys.readouterr().out
+
+
+def test_evaluation_of_one_run_is_printed():
+    result = image_report()["arms"]["fm-ot"]["runs"][0]
+    console = Console(file=io.StringIO(), width=100)
+    print_evaluation("[b]fm-ot", result, console=console)
+    text = console.file.getvalue()
+    for part in (
+        "Samples of [b]fm-ot",
+        "frechet",
+        "370",
+        "12.6",
+        "bits/dim 1.900 ± 0.020 (estimate)",
+        "curvature 0.110",
+    ):
+        assert part in text
+    del result["points"][1:], result["bits_per_dim"]
+    result["points"][0] = {"nfe": 64, "steps": None, "seconds": 1.0, "tokens": 16.0}
+    print_evaluation("nf", result | {"curvature": None}, console=console)
+    assert console.file.getvalue().count("bits/dim") == 1
 
 
 # --- the page -----------------------------------------------------------------------------------------
