@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from genkit.errors import GenkitError
 from genkit.training.module import GenerativeModule
@@ -172,9 +173,10 @@ class CsvLog(Logger):
                     row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < start
                 ]
                 self.fields = list(reader.fieldnames or self.fields) if kept else self.fields
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._write(kept, "w")
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            self._write(kept, "w")
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {"step": step, **{name: float(value) for name, value in metrics.items() if name != "epoch"}}
         new = [name for name in row if name not in self.fields]
