@@ -15,6 +15,7 @@ Normalization, https://arxiv.org/abs/2010.04245; Shazeer, GLU Variants, https://
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -49,7 +50,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch", "mlp_ratio", "rope_theta"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise GenkitError(f"model: {name} must be positive, not {getattr(self, name)}")
         if self.width % (2 * self.heads):
             raise GenkitError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from genkit.data.randomness import keyed_generator
@@ -66,6 +67,19 @@ class GenerativeModule(L.LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Under autocast Lightning does not clip for a fused optimizer, since that would undo the scaling of
+        the loss by itself; in bfloat16 nothing is scaled."""
+        if gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision):
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def lr_factor(self, step: int) -> float:
         """Linear warm-up, then a cosine down to final_lr."""

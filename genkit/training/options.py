@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,17 +40,19 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "lr", "accumulate", "checkpoint_every", "log_every"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise GenkitError(f"training: {name} must be positive, not {getattr(self, name)}")
         for name in ("warmup", "weight_decay", "final_lr"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise GenkitError(f"training: {name} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise GenkitError(f"training: ema must be in [0, 1), not {self.ema}")
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not self.clip > 0:
             raise GenkitError(f"training: clip must be positive or null, not {self.clip}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise GenkitError(f"training: betas must be two numbers in [0, 1), not {self.betas}")
+        if self.precision not in ("float32", "bf16"):
+            raise GenkitError(f"training: precision must be 'float32' or 'bf16', not {self.precision!r}")
         if self.batch_size % self.accumulate:
             raise GenkitError(
                 f"training: batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
