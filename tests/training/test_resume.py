@@ -1,0 +1,202 @@
+"""Nothing is lost: a run stopped anywhere ends with the weights of one that was not, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genkit.errors import GenkitError
+from genkit.objectives import OBJECTIVES, Objective
+from genkit.training import TrainerOptions, TrainingOptions, fit
+from genkit.training.fit import Fitted
+from tests.objectives.models import IMAGES, build, model_options, split
+
+CPU = TrainerOptions("cpu")
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process without a word."""
+
+
+def train(
+    folder: Path,
+    *,
+    name: str = "flow_matching",
+    before: Callable[[int], None] | None = None,
+    seed: int = 3,
+    **options: Any,
+) -> tuple[Objective, Fitted, list[int]]:
+    """Twelve steps with dropout, so that torch's own generator has a say; `before` is called at each batch."""
+    objective = build(
+        name, IMAGES, scale=None, model=model_options(depth=2, dropout=0.1), **SPANS[name]
+    ).train()
+    loss, batches = objective.loss, []
+
+    def watched(batch: Any, **given: Any) -> dict[str, torch.Tensor]:
+        if before is not None:
+            before(len(batches))
+        batches.append(batch.index[0].item())
+        return loss(batch, **given)
+
+    objective.loss = watched  # type: ignore[method-assign]
+    fitted = fit(
+        objective,
+        split(IMAGES),
+        TrainingOptions(
+            **{"steps": 12, "batch_size": 16, "warmup": 2, "checkpoint_every": 4, "log_every": 3, **options}
+        ),
+        folder,
+        seed=seed,
+        trainer=CPU,
+        tensorboard=False,
+    )
+    return objective, fitted, batches
+
+
+SPANS: dict[str, dict[str, Any]] = {name: {} for name in OBJECTIVES.names()} | {
+    "normalizing_flow": {"spans": 2}
+}
+
+
+def kill_at(batch: int) -> Callable[[int], None]:
+    def act(now: int) -> None:
+        if now == batch:
+            raise Killed
+
+    return act
+
+
+def interrupt_at(batch: int) -> Callable[[int], None]:
+    return lambda now: signal.raise_signal(signal.SIGINT) if now == batch else None
+
+
+def assert_equal(one: Objective, other: Objective) -> None:
+    for (key, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("stop", [kill_at(9), interrupt_at(6)], ids=["kill", "interrupt"])
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_a_resumed_run_ends_as_if_never_stopped(
+    name: str, stop: Callable[[int], None], tmp_path: Path
+) -> None:
+    """The averaged weights, the last ones, the optimizer, and the metrics."""
+    whole, _, batches = train(tmp_path / "whole", name=name)
+    try:
+        _, fitted, _ = train(tmp_path / "parts", name=name, before=stop)
+        assert fitted.interrupted
+    except Killed:
+        pass
+    at = saved(tmp_path / "parts")["global_step"]
+    resumed, fitted, then = train(tmp_path / "parts", name=name)
+    assert (at, fitted.steps, fitted.interrupted) in ((8, 12, False), (7, 12, False))
+    assert then == batches[at:]
+    assert_equal(whole, resumed)
+    one, other = saved(tmp_path / "whole"), saved(tmp_path / "parts")
+    for part in ("state_dict", "current_model_state", "averaging_state"):
+        assert all(torch.equal(a, other[part][key]) for key, a in one[part].items()), part
+    for a, b in zip(*(c["optimizer_states"][0]["state"].values() for c in (one, other)), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    kept = {row["step"]: row for row in rows(tmp_path / "parts")}
+    assert len(kept) == len(rows(tmp_path / "parts"))
+    for row in rows(tmp_path / "whole"):  # a stop adds the row of its own step
+        assert kept[row["step"]] == row
+
+
+@pytest.mark.parametrize("batch", [5, 6, 16])
+@pytest.mark.parametrize("stop", [kill_at, interrupt_at])
+def test_accumulated_parts_are_never_split(stop: Callable, batch: int, tmp_path: Path) -> None:
+    """Stopped after an even or an odd number of parts, twice, of which the second soon after a resume."""
+    whole, _, _ = train(tmp_path / "whole", accumulate=2)
+    for at in (batch, 1):
+        try:
+            train(tmp_path / "parts", accumulate=2, before=stop(at))
+        except Killed:
+            continue
+    resumed, fitted, _ = train(tmp_path / "parts", accumulate=2)
+    assert fitted.steps == 12
+    assert_equal(whole, resumed)
+
+
+def test_a_run_that_was_over_gives_the_averaged_weights_again(tmp_path: Path) -> None:
+    """Stopped after the last step, before what comes after training."""
+    whole, first, _ = train(tmp_path)
+    again, fitted, batches = train(tmp_path)
+    assert batches == []
+    assert (fitted.steps, fitted.interrupted) == (12, False)
+    assert fitted.seconds == pytest.approx(first.seconds, rel=0.5)
+    assert_equal(whole, again)
+    last = saved(tmp_path)["current_model_state"]
+    assert any(not torch.equal(value, last[f"objective.{key}"]) for key, value in again.state_dict().items())
+
+
+def test_equal_seeds_give_equal_curves_and_others_do_not(tmp_path: Path) -> None:
+    curves = []
+    for seed, folder in ((3, "a"), (3, "b"), (4, "c")):
+        torch.manual_seed(len(folder) + ord(folder))  # the past of the global generator does not count
+        train(tmp_path / folder, seed=seed)
+        curves.append(rows(tmp_path / folder))
+    assert curves[0] == curves[1]
+    assert curves[0] != curves[2]
+    assert [row["step"] for row in curves[0]] == ["2", "5", "8", "11"]
+
+
+def test_rows_that_are_taken_again_are_logged_once(tmp_path: Path) -> None:
+    """Killed after step 10 with the checkpoint of step 8: rows of 8 and later come from the second run."""
+    with pytest.raises(Killed):
+        train(tmp_path, before=kill_at(11))
+    assert [row["step"] for row in rows(tmp_path)] == ["2", "5", "8"]
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("10,4.5\n11")  # a row that was cut short
+    train(tmp_path)
+    assert [row["step"] for row in rows(tmp_path)] == ["2", "5", "8", "11"]
+
+
+def test_the_seconds_of_all_parts_are_counted(tmp_path: Path) -> None:
+    _, fitted, _ = train(tmp_path, before=interrupt_at(5))
+    seconds = fitted.seconds
+    assert seconds > 0
+    assert saved(tmp_path)["callbacks"]["StepCheckpoint"]["seconds"] == seconds
+    assert train(tmp_path)[1].seconds > seconds
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    file.parent.mkdir()
+    file.write_bytes(b"not a checkpoint")
+    with pytest.raises(
+        GenkitError, match="last.ckpt cannot be read as a checkpoint .*remove it to train from"
+    ):
+        train(tmp_path)
+    assert file.read_bytes() == b"not a checkpoint"
+
+
+@pytest.mark.parametrize("steps", [12, 20])
+def test_a_checkpoint_of_another_model_is_named(steps: int, tmp_path: Path) -> None:
+    train(tmp_path)
+    other = build("flow_matching", IMAGES, scale=None, model=model_options(width=48, depth=2))
+    options = TrainingOptions(steps=steps, batch_size=16)
+    with pytest.raises(GenkitError, match="last.ckpt is a checkpoint of another model than the recipe's"):
+        fit(other, split(IMAGES), options, tmp_path, trainer=CPU, tensorboard=False)
+    assert saved(tmp_path)["global_step"] == 12
+
+
+def test_after_a_stop_ctrl_c_means_again_what_it_meant(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    train(tmp_path, before=interrupt_at(2))
+    assert signal.getsignal(signal.SIGINT) is before

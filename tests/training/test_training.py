@@ -1,0 +1,372 @@
+"""Options, schedule, averaging, finite weights, atomic files."""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genkit.backbone import ModelOptions
+from genkit.data.base import KeyedBatches, TensorSplit
+from genkit.errors import GenkitError
+from genkit.objectives import OBJECTIVES, Objective
+from genkit.training import GenerativeModule, TrainerOptions, TrainingOptions, fit
+from genkit.training.callbacks import CsvLog, write_atomically
+from genkit.types import Batch
+from tests.objectives.models import IMAGES, build, model_options, split
+
+CPU = TrainerOptions("cpu")
+
+
+def small(name: str = "flow_matching", **options: Any) -> Objective:
+    if name == "normalizing_flow":
+        options |= {"spans": 2}
+    return build(name, IMAGES, scale=None, model=model_options(depth=2), **options).train()
+
+
+def train(objective: Objective, folder: Path, **options: Any) -> Any:
+    given = {"steps": 6, "batch_size": 16, "warmup": 2, "checkpoint_every": 3, "log_every": 1, **options}
+    return fit(
+        objective, split(IMAGES), TrainingOptions(**given), folder, trainer=CPU, tensorboard=False, seed=1
+    )
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+class Recording:
+    """The weights after each step, and the gradient norms that the optimizer sees."""
+
+    def __init__(self, objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.weights: list[list[Tensor]] = []
+        self.norms: list[float] = []
+        self.rates: list[float] = []
+        step = torch.optim.AdamW.step
+
+        def recorded(optimizer: torch.optim.AdamW, closure: Any = None) -> Any:
+            found = step(optimizer, closure)
+            grads = [p.grad for p in objective.parameters() if p.grad is not None]
+            self.norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
+            self.weights.append([p.detach().clone() for p in objective.parameters()])
+            self.rates.append(optimizer.param_groups[0]["lr"])
+            return found
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+
+
+def test_the_average_is_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """min(d, (1 + n) / (10 + n)) of the old at update n, from the first weights on; by hand, in a loop."""
+    objective = small()
+    recorded = Recording(objective, monkeypatch)
+    train(objective, tmp_path, steps=30, ema=0.5, lr=1e-2)
+    average = recorded.weights[0]
+    for n, weights in enumerate(recorded.weights[1:], start=1):
+        keep = min(0.5, (1 + n) / (10 + n))
+        average = [keep * a + (1 - keep) * w for a, w in zip(average, weights, strict=True)]
+    for p, a in zip(objective.parameters(), average, strict=True):
+        assert torch.allclose(p, a, atol=1e-6)
+    assert not all(
+        torch.equal(p, w) for p, w in zip(objective.parameters(), recorded.weights[-1], strict=True)
+    )
+
+
+def test_without_averaging_the_last_weights_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = small()
+    recorded = Recording(objective, monkeypatch)
+    train(objective, tmp_path, ema=0.0)
+    for p, last in zip(objective.parameters(), recorded.weights[-1], strict=True):
+        assert torch.equal(p, last)
+
+
+def test_the_learning_rate_rises_and_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = small()
+    recorded = Recording(objective, monkeypatch)
+    train(objective, tmp_path, steps=20, warmup=5, lr=1e-3, final_lr=0.1)
+    assert recorded.rates[:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
+    for step, rate in enumerate(recorded.rates[5:], start=5):
+        cosine = (1 + math.cos(math.pi * (step - 5) / 15)) / 2
+        assert rate == pytest.approx(1e-3 * (0.1 + 0.9 * cosine))
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 10), (10, 10), (20, 10)])
+def test_any_warmup_gives_rates_in_range(warmup: int, steps: int) -> None:
+    module = GenerativeModule(small(), TrainingOptions(steps=steps, warmup=warmup, final_lr=0.01))
+    factors = [module.lr_factor(step) for step in range(steps + 1)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[0] == pytest.approx(1 / max(warmup, 1))
+
+
+def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = {}
+    for clip in (None, 0.01):
+        objective = small()
+        recorded = Recording(objective, monkeypatch)
+        train(objective, tmp_path / str(clip), clip=clip, steps=3)
+        norms[clip] = recorded.norms
+        monkeypatch.undo()
+    assert min(norms[None]) > 0.02
+    assert norms[0.01] == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def test_weight_decay_acts_on_matrices_only() -> None:
+    module = GenerativeModule(small(), TrainingOptions(weight_decay=0.3))
+    decayed, plain = module.configure_optimizers()["optimizer"].param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0)
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert all(p.ndim < 2 for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(module.parameters()))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_accumulated_parts_are_one_batch(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they hold the rows of the whole one; each draws for itself."""
+    seen: dict[int, list[list[int]]] = {1: [], 2: []}
+    draws: list[float] = []
+    for parts, rows in seen.items():
+        objective = small(name)
+        loss = objective.loss
+
+        def watched(batch: Batch, *, generator: Any, rows: Any = rows, loss: Any = loss) -> Any:
+            rows.append(batch.index.tolist())
+            draws.append(generator.initial_seed())
+            return loss(batch, generator=generator)
+
+        objective.loss = watched  # type: ignore[method-assign]
+        fitted = train(objective, tmp_path / str(parts), accumulate=parts)
+        assert fitted.steps == 6
+    joined = [a + b for a, b in zip(seen[2][::2], seen[2][1::2], strict=True)]
+    assert joined == seen[1]
+    assert len(set(draws)) == 12 + 6 - 6  # part 0 of a step draws as the whole step does
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_bfloat16_trains_float32_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = small(name)
+    before = [p.detach().clone() for p in objective.parameters()]
+    recorded = Recording(objective, monkeypatch)
+    train(objective, tmp_path, precision="bf16", ema=0.0, clip=0.01)
+    assert recorded.norms == pytest.approx([0.01] * 6, rel=1e-3)
+    for p in objective.parameters():
+        assert p.dtype == torch.float32
+        assert p.isfinite().all()
+    assert any(not torch.equal(p, old) for p, old in zip(objective.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_the_loss_falls(name: str, tmp_path: Path) -> None:
+    """On a batch that does not change: one split of 16 equal rows of black images."""
+    rows = TensorSplit(torch.zeros(16, 1, 4, 4, dtype=torch.uint8), torch.zeros(16, dtype=torch.long))
+    options = TrainingOptions(steps=60, batch_size=16, warmup=5, lr=1e-2, log_every=1)
+    fit(small(name), rows, options, tmp_path, trainer=CPU, tensorboard=False)
+    with (tmp_path / "metrics.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.1
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_loss_that_is_not_finite_stops_the_run(every: int, tmp_path: Path) -> None:
+    """The message names the step and the checkpoint, and that has finite weights of an earlier step."""
+    objective = small()
+    loss, calls = objective.loss, []
+
+    def poisoned(batch: Batch, **given: Any) -> Any:
+        calls.append(1)
+        return {"loss": loss(batch, **given)["loss"] * (math.nan if len(calls) == 6 else 1)}
+
+    objective.loss = poisoned  # type: ignore[method-assign]
+    with pytest.raises(
+        GenkitError, match=r"not finite at step 5; the last good checkpoint is .*last\.ckpt.*lr"
+    ):
+        train(objective, tmp_path, steps=50, checkpoint_every=3, log_every=every)
+    assert len(calls) <= 8
+    checkpoint = saved(tmp_path)
+    assert checkpoint["global_step"] == 3
+    for part in ("state_dict", "current_model_state"):
+        assert all(value.isfinite().all() for value in checkpoint[part].values())
+
+
+def test_a_run_that_fails_at_once_says_there_is_no_checkpoint(tmp_path: Path) -> None:
+    objective = small()
+    loss = objective.loss
+    objective.loss = lambda batch, **given: {"loss": loss(batch, **given)["loss"] * math.inf}  # type: ignore[method-assign]
+    with pytest.raises(GenkitError, match="not finite at step 0; no checkpoint was written yet"):
+        train(objective, tmp_path)
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """A finite loss with an infinite gradient: the root of zero."""
+    objective = small()
+    loss = objective.loss
+
+    def rooted(batch: Batch, **given: Any) -> Any:
+        zero = objective.condition.null[0] * 0
+        return {"loss": loss(batch, **given)["loss"] + zero.sqrt()}
+
+    objective.loss = rooted  # type: ignore[method-assign]
+    with pytest.raises(GenkitError, match="training diverged.*no checkpoint was written yet"):
+        train(objective, tmp_path)
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+class Teacher(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec, self.weight = IMAGES, nn.Parameter(torch.ones(100_000))
+        self.view = type("View", (), {"sigma": 0.0})()
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return x * self.weight[0]
+
+
+def test_a_teacher_is_not_trained_averaged_or_saved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options: Any = {"name": "flow_matching", "coupling": "distilled"}
+    objective, teacher = OBJECTIVES.build(options, IMAGES, model_options(depth=2)), Teacher()
+    options = TrainingOptions(steps=4, batch_size=16, warmup=1)
+    fit(objective, split(IMAGES), options, tmp_path, trainer=CPU, teacher=teacher, tensorboard=False)
+    assert (teacher.weight == 1).all()
+    assert teacher.weight.grad is None
+    checkpoint = saved(tmp_path)
+    for part in ("state_dict", "current_model_state"):
+        assert {key.removeprefix("objective.") for key in checkpoint[part]} == set(objective.state_dict())
+    size = sum(p.numel() for p in objective.parameters())
+    assert (tmp_path / "checkpoints" / "last.ckpt").stat().st_size < 4 * (4 * size + 50_000)
+
+
+def build_without_teacher() -> Objective:
+    return OBJECTIVES.build({"name": "flow_matching", "coupling": "distilled"}, IMAGES, ModelOptions())
+
+
+def test_a_missing_teacher_is_known_before_training(tmp_path: Path) -> None:
+    with pytest.raises(GenkitError, match="needs a teacher"):
+        train(build_without_teacher(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[int, int, float]] = []
+    options = TrainingOptions(steps=7, batch_size=16, warmup=1, log_every=3)
+    fit(
+        small(), split(IMAGES), options, tmp_path, trainer=CPU, tensorboard=False,
+        report=lambda *news: told.append(news),
+    )  # fmt: skip
+    assert [(step, steps) for step, steps, _ in told] == [(3, 7), (6, 7), (7, 7)]
+    assert all(math.isfinite(loss) for _, _, loss in told)
+
+
+def test_the_data_are_those_of_the_keyed_batches(tmp_path: Path) -> None:
+    objective, seen = small(), []
+    loss = objective.loss
+    objective.loss = lambda batch, **given: seen.append(batch.index) or loss(batch, **given)  # type: ignore[method-assign]
+    train(objective, tmp_path)
+    expected = KeyedBatches(split(IMAGES), 16, seed=1, stop=6)
+    assert all(torch.equal(a, b.index) for a, b in zip(seen, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be positive, not 0"),
+        ({"batch_size": -4}, "batch_size must be positive"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": math.nan}, "lr must be positive"),
+        ({"warmup": -1}, "warmup must not be negative"),
+        ({"final_lr": -0.1}, "final_lr must not be negative"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
+        ({"clip": 0.0}, "clip must be positive or null"),
+        ({"clip": math.nan}, "clip must be positive or null"),
+        ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
+        ({"betas": (0.9,)}, "betas must be two numbers"),
+        ({"batch_size": 10, "accumulate": 4}, "batch_size 10 must be a multiple of accumulate 4"),
+        ({"accumulate": 0}, "accumulate must be positive"),
+        ({"log_every": 0}, "log_every must be positive"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be positive"),
+        ({"precision": "fp16"}, "precision must be 'float32' or 'bf16', not 'fp16'"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(GenkitError, match=message):
+        TrainingOptions(**options)
+
+
+# files
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def half(error: type[BaseException]) -> Any:
+        def write(file: Any) -> None:
+            file.write(b"new")
+            raise error("disk full")
+
+        return write
+
+    for error in (OSError, RuntimeError):
+        with pytest.raises(GenkitError, match="cannot write .*file: disk full"):
+            write_atomically(path, half(error))
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, half(KeyboardInterrupt))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_path_under_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(GenkitError, match="cannot write .*below"):
+        write_atomically(tmp_path / "file" / "below", lambda file: file.write(b"new"))
+    assert (tmp_path / "file").read_text() == "old"
+
+
+FULL_DISK = """
+    import resource, signal, sys, torch
+    from pathlib import Path
+    from genkit.errors import GenkitError
+    from genkit.training.callbacks import AtomicCheckpointIO
+    path = Path(sys.argv[1])
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    try:
+        AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.ones(100_000)}, path)
+    except GenkitError as error:
+        print(error)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+"""
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """With a limit on the size of files in the place of a disk."""
+    path = tmp_path / "last.ckpt"
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert f"cannot write {path}" in found.stdout
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_log_takes_new_columns_and_drops_rows_of_steps_to_come(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log = CsvLog(path)
+    log.log_metrics({"loss": 1.0, "epoch": 0}, 0)
+    log.log_metrics({"loss": 0.5, "lr": 0.1}, 5)
+    assert path.read_text().split() == ["step,loss,lr", "0,1.0,", "5,0.5,0.1"]
+    CsvLog(path, start=5).log_metrics({"loss": 0.25, "lr": 0.2}, 5)
+    assert path.read_text().split() == ["step,loss,lr", "0,1.0,", "5,0.25,0.2"]
+    CsvLog(path)
+    assert path.read_text().split() == ["step,loss"]
