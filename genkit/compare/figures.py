@@ -382,7 +382,8 @@ def curves(report: Json) -> Figure | None:
                     continue
                 smooth = _smooth(curve[:, 1], max(1, len(curve) // 15) | 1)
                 ax.plot(curve[:, 0], curve[:, 1], color=look[name].colour, alpha=0.22, linewidth=0.9)
-                ax.plot(curve[:, 0], smooth, color=look[name].colour, linewidth=1.6)
+                alone = "o" if len(curve) == 1 else ""
+                ax.plot(curve[:, 0], smooth, color=look[name].colour, linewidth=1.6, marker=alone)
                 shown.append(curve[len(curve) // 30 :, 1])
         if shown:  # the first steps may lie above the panel
             low, high = min(part.min() for part in shown), max(part.max() for part in shown)

@@ -68,13 +68,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+CLOSE = 1.05  # a ratio of distances that a single seed does not decide
+
+
 # --- what the numbers say -----------------------------------------------------------------------------
 
 
 class Verdict(NamedTuple):
     """Which arm has the best main distance at `nfe` network evaluations.
 
-    level: the arms that the spread over seeds does not tell from it.
+    level: the arms that are not told from it: by the spread over seeds or, with one seed, within 5%.
     """
 
     nfe: int
@@ -96,9 +99,15 @@ def verdicts(report: Json) -> list[Verdict]:
     for nfe, values in sorted(found.items()):
         if len(values) > 1:
             best, second, *_ = ranked = sorted(values, key=lambda name: values[name].mean)
-            level = tuple(name for name in ranked[1:] if values[name].level(values[best]))
+            level = tuple(name for name in ranked[1:] if _level(values[best], values[name]))
             result.append(Verdict(nfe, best, values[best], second, values[second], level))
     return result
+
+
+def _level(best: Stat, other: Stat) -> bool:
+    if best.spread is None or other.spread is None:
+        return other.mean <= CLOSE * best.mean
+    return other.level(best)
 
 
 def margin(better: float, worse: float) -> str:
@@ -134,7 +143,8 @@ def headline(report: Json) -> str:
             f"By {measure.name}, {', '.join(parts[:-1])}{', and ' if others else ''}{parts[-1]}."
         )
     if unclear := [verdict.nfe for verdict in found if verdict.level]:
-        sentences.append(f"At {_evaluations(unclear)} the seeds' spread does not tell the best arms apart.")
+        reason = "within the seeds' spread" if _seeds(report) > 1 else "within 5%, too close for one seed"
+        sentences.append(f"At {_evaluations(unclear)} the best arms are level: {reason}.")
     return " ".join(sentences)
 
 
@@ -148,7 +158,7 @@ def equivalents(report: Json) -> str:
     never = []
     for name, arm in report["arms"].items():
         values = by_nfe(arm, main_measure(report).key)
-        enough = [n for n, other in values.items() if other.mean <= value.mean]
+        enough = [n for n, other in values.items() if other.mean <= value.mean or _level(value, other)]
         if enough:
             takes[name] = min(enough)
         elif values:
@@ -456,7 +466,7 @@ class _Page:
                 "± is the standard deviation over seeds; arms no further apart than theirs are level."
             )
         else:
-            notes.append("With one seed, small differences may be chance.")
+            notes.append("There is one seed, so arms within 5% are called level, and more may be chance.")
         return (
             f"<h1>{escape(self.report['name'])}</h1>"
             f'<p class="kicker">{escape(" · ".join(about))}</p>'
@@ -470,7 +480,7 @@ class _Page:
         winners = "".join(f"<div>{self.arm(name)}</div>" for name in (verdict.best, *verdict.level))
         spread = "" if verdict.value.spread is None else f" <small>± {verdict.value.spread_text}</small>"
         if verdict.level:
-            by = "level, within the spread over seeds"
+            by = "level, within the spread over seeds" if self.seeds > 1 else "level, within 5%"
         else:
             less = margin(verdict.value.mean, verdict.other.mean)
             by = f"{less} {verdict.second} ({number(verdict.other.mean)})"

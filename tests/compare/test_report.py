@@ -149,9 +149,16 @@ def test_seeds_hedge_what_they_do_not_tell_apart():
     found = {verdict.nfe: verdict for verdict in verdicts(report)}
     assert found[32].level == ("fm-independent",)
     assert not found[1].level
-    assert "At 32 network evaluations the seeds' spread does not tell the best arms apart." in headline(
-        report
-    )
+    assert "At 32 network evaluations the best arms are level: within the seeds' spread." in headline(report)
+
+
+def test_one_seed_does_not_decide_small_differences():
+    report = image_report()
+    report["arms"]["fm-independent"]["runs"][0]["points"][0]["frechet"] = 57.0
+    assert verdicts(report)[0].level == ("fm-independent",)
+    assert "At 1 network evaluation the best arms are level: within 5%" in headline(report)
+    assert main_rows(report).arms["fm-distilled"][0].best
+    assert not main_rows(report).arms["fm-independent"][0].best
 
 
 def test_equivalents_counts_what_the_others_take():
