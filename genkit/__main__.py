@@ -209,8 +209,7 @@ def run_compare(arguments: argparse.Namespace) -> None:
         report = compare(comparison, out, seeds=arguments.seeds, listener=listener)
         listener.message("report", "drawing")
         page = write_report(report, out)
-    print_table(report)
-    print(f"Report: {page}")
+    print_table(report, page)
 
 
 def run_list(arguments: argparse.Namespace) -> None:

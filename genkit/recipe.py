@@ -307,7 +307,7 @@ def load(folder: str | Path, *, plugins: Iterable[str | Path] = (), device: str 
         with safe_open(weights, framework="pt", device=device) as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        fields = json.loads(metadata["spec"])
+        fields = json.loads(metadata["genkit"])["spec"]
         spec = DataSpec(
             **{**fields, "shape": tuple(fields["shape"]), "class_names": tuple(fields["class_names"])}
         )
@@ -400,7 +400,8 @@ def train(
     tokens = fitted.steps * options.batch_size * objective.tokens.length
     environment |= {"finished": True, "steps": fitted.steps, "seconds": fitted.seconds, "tokens": tokens}
     state = {key: value.contiguous() for key, value in objective.state_dict().items()}
-    metadata = {"spec": json.dumps(dataclasses.asdict(dataset.spec)), "fingerprint": fingerprint}
+    about = {"spec": dataclasses.asdict(dataset.spec), "fingerprint": fingerprint}
+    metadata = {"genkit": json.dumps(about)}  # one entry: safetensors keeps no order among several
     write_atomically(folder / "model.safetensors", lambda file: file.write(save(state, metadata=metadata)))
     write_json(folder / "environment.json", environment)
     return Run(folder, recipe, objective, environment)
@@ -420,4 +421,4 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -156,6 +156,7 @@ def compare(
                 "objective": objective["name"],
                 "coupling": (objective.get("coupling") or {}).get("name"),
                 "teacher": name,
+                "conditional": run.objective.classes is not None,
             }
             figures = evaluated(run, options, listener)
             arms[arm]["runs"].append({"seed": seed, **cost(run, teacher), "curve": curve(run), **figures})

@@ -1,0 +1,361 @@
+"""The command line: every arm trains, bad input ends with status 2 and one message, nothing made is damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import genkit
+from genkit.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "model.width=24",
+    "model.heads=2",
+    "training.steps=12",
+    "training.batch_size=32",
+    "training.log_every=4",
+]
+QUICK = [*TINY, "training.checkpoint_every=6", "evaluation.samples=40", "evaluation.steps=[1,2]"]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> Path:
+    """A comparison of the demo's four arms, trained for a few steps through the command line."""
+    out = tmp_path_factory.mktemp("compare") / "digits"
+    assert main(["compare", str(ROOT / "recipes/compare/digits.yaml"), *QUICK, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def unregistered() -> Iterator[None]:
+    """Plug-ins of a test are gone after it."""
+    from genkit.couplings import COUPLINGS
+
+    names = COUPLINGS.names()
+    yield
+    for name in set(COUPLINGS.names()) - set(names):
+        del COUPLINGS._entries[name]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def refused(capsys, argv: list[str], *words: str) -> str:
+    """Runs a command line that must end with status 2 and a single message holding `words`; returns it."""
+    assert main(argv) == 2
+    message = capsys.readouterr().err.strip()
+    assert "Traceback" not in message
+    assert message.count("genkit: error:") == 1
+    for word in words:
+        assert word in message
+    return message
+
+
+# --- the main job ---------------------------------------------------------------------------------------
+
+
+def test_four_arms_and_a_report(compared):
+    report = json.loads((compared / "report.json").read_text())
+    assert list(report["arms"]) == ["nf", "fm-independent", "fm-ot", "fm-distilled"]
+    for arm, content in report["arms"].items():
+        (run,) = content["runs"]
+        assert [point["nfe"] for point in run["points"]] == ([64] if arm == "nf" else [1, 2])
+        assert all(point["frechet"] > 0 for point in run["points"])
+        assert run["bits_per_dim"]["kind"] == ("bound" if arm == "nf" else "estimate")
+        for file in (
+            "recipe.yaml",
+            "model.safetensors",
+            "checkpoints/last.ckpt",
+            "metrics.csv",
+            "environment.json",
+        ):
+            assert (compared / arm / file).is_file()
+    backbones = {run["backbone_parameters"] for arm in report["arms"].values() for run in arm["runs"]}
+    assert len(backbones) == 1
+    distilled = report["arms"]["fm-distilled"]["runs"][0]["train"]
+    assert distilled["teacher_tokens"] == report["arms"]["nf"]["runs"][0]["train"]["tokens"] > 0
+    assert "<img" in (compared / "report.html").read_text()
+    assert "fm-distilled" in (compared / "table.md").read_text()
+
+
+def test_again_it_trains_and_measures_nothing(compared, capsys):
+    before = hashes(compared)
+    assert main(["compare", str(ROOT / "recipes/compare/digits.yaml"), *QUICK, "--out", str(compared)]) == 0
+    assert hashes(compared) == before
+    assert capsys.readouterr().err.count("already trained") == 4
+
+
+def test_a_changed_arm_is_trained_again_and_the_old_one_put_aside(compared, tmp_path):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(compared, out)
+    before = hashes(out)
+    change = "arms.fm-ot.objective.path=cosine"
+    assert (
+        main(["compare", str(ROOT / "recipes/compare/digits.yaml"), *QUICK, change, "--out", str(out)]) == 0
+    )
+    after = hashes(out)
+    weights = {arm: after[f"{arm}/model.safetensors"] for arm in ("nf", "fm-ot", "fm-distilled")}
+    assert weights["fm-ot"] != before["fm-ot/model.safetensors"]
+    assert weights["nf"] == before["nf/model.safetensors"]
+    assert weights["fm-distilled"] == before["fm-distilled/model.safetensors"]
+    (aside,) = (out / "stale").iterdir()
+    assert hashes(aside)["model.safetensors"] == before["fm-ot/model.safetensors"]
+
+
+def test_plugin_of_the_readme(tmp_path, unregistered):
+    """The README's own coupling, cut out of it, trains an arm."""
+    text = (ROOT / "README.md").read_text()
+    code = next(part for part in text.split("```python\n") if "@COUPLINGS.register" in part).split("```")[0]
+    plugin = tmp_path / "antithetic.py"
+    plugin.write_text(code)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "data: digits\nobjective: {name: flow_matching, coupling: antithetic}\nplugins: [antithetic]\n"
+    )
+    out = tmp_path / "run"
+    assert main(["train", str(recipe), *TINY, "--out", str(out), "--plugin", str(plugin)]) == 0
+    assert genkit.load(out, plugins=[plugin]).sample(4, steps=1).x.shape == (4, 1, 8, 8)
+
+
+def test_example_coupling_can_be_listed(capsys, unregistered):
+    assert main(["list", "couplings", "--plugin", str(ROOT / "examples/antithetic_coupling.py")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} >= {"antithetic", "independent", "ot", "distilled"}
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_two_dimensional_data(tmp_path):
+    out = tmp_path / "moons"
+    small = [*QUICK, "evaluation.samples=200", "data={name: moons, n_train: 500, n_test: 200}"]
+    assert main(["compare", str(ROOT / "recipes/compare/moons.yaml"), *small, "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["arms"]["nf"]["runs"][0]["bits_per_dim"]["kind"] == "exact"
+    assert all("sliced_wasserstein" in p for p in report["arms"]["fm-ot"]["runs"][0]["points"])
+    assert main(["sample", str(out / "fm-ot"), "-n", "50", "--out", str(out / "points.png")]) == 0
+    assert (out / "points.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy", ".safetensors"])
+def test_sample(compared, tmp_path, suffix):
+    out = tmp_path / f"new/grid{suffix}"
+    argv = [
+        "sample",
+        str(compared / "fm-ot"),
+        "-n",
+        "6",
+        "--solver",
+        "heun",
+        "--steps",
+        "4",
+        "--guidance",
+        "1.5",
+    ]
+    assert main([*argv, "--class", "3", "--out", str(out)]) == 0
+    assert out.stat().st_size > 100
+
+
+def test_samples_depend_on_the_seed_alone(compared):
+    run = genkit.load(compared / "fm-independent")
+    a, b, c = (run.sample(5, steps=2, solver="euler", seed=seed).x for seed in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_evaluate_prints_the_figures(compared, capsys):
+    assert main(["evaluate", str(compared / "fm-ot"), "samples=40", "steps=[1,4]"]) == 0
+    printed = capsys.readouterr().out
+    assert "bits/dim" in printed
+    assert "4" in printed
+
+
+def test_several_seeds_share_data_and_differ_in_the_rest(tmp_path):
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text("data: digits\narms: {fm: {objective: flow_matching}}\n")
+    out = tmp_path / "out"
+    assert main(["compare", str(recipe), *QUICK, "--seeds", "2", "--out", str(out)]) == 0
+    runs = json.loads((out / "report.json").read_text())["arms"]["fm"]["runs"]
+    assert [run["seed"] for run in runs] == [0, 1]
+    assert runs[0]["points"][0]["frechet"] != runs[1]["points"][0]["frechet"]
+
+
+# --- bad input ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.stepz=5", ["stepz", "did you mean 'steps'"]),
+        ("training.steps=many", ["training: steps", "whole number", "many"]),
+        ("training.steps=0", ["steps", "positive", "0"]),
+        ("arms.nf.objective=normalising_flow", ["did you mean 'normalizing_flow'"]),
+        ("arms.fm-ot.objective.coupling=optimal", ["coupling 'optimal'", "ot"]),
+        ("arms.fm-ot.objective.pth=linear", ["pth", "did you mean 'path'"]),
+        ("arms.fm-distilled.objective.coupling.teacher=nff", ["nff", "did you mean 'nf'"]),
+        ("data=digit", ["did you mean 'digits'"]),
+        ("model.patch=3", ["patch 3", "8x8"]),
+        ("model.width=25", ["width 25"]),
+        ("evaluation.steps=[0]", ["steps", "positive"]),
+        ("evaluation.solver=heunn", ["did you mean 'heun'"]),
+        ("evaluations.steps=[1]", ["did you mean 'evaluation'"]),
+        ("seed=-1", ["seed", "-1"]),
+        ("arms.nf=3", ["arms.nf", "mapping"]),
+        ("plugins=[mine]", ["mine", "--plugin"]),
+        ("nonsense", ["key=value", "nonsense"]),
+    ],
+)
+def test_wrong_comparison_is_refused_before_any_work(capsys, tmp_path, override, words):
+    out = tmp_path / "out"
+    refused(
+        capsys, ["compare", str(ROOT / "recipes/compare/digits.yaml"), override, "--out", str(out)], *words
+    )
+    assert not list(out.rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1, 2", ["not a YAML recipe"]),
+        ("- 1\n- 2\n", ["top level"]),
+        ("\x00\x01\x02", ["not a YAML recipe"]),
+        ("objective: flow_matching\n", ["'data' is missing"]),
+        ("data: digits\nobjective: !!python/object/apply:os.system ['true']\n", ["not a YAML recipe"]),
+    ],
+)
+def test_what_is_no_recipe(capsys, tmp_path, text, words):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    refused(capsys, ["train", str(recipe), "--out", str(tmp_path / "run")], str(recipe), *words)
+
+
+def test_missing_files(capsys, tmp_path, compared):
+    refused(capsys, ["train", str(ROOT / "recipes/compare/digit.yaml")], "no such recipe", "digits.yaml")
+    refused(capsys, ["sample", str(compared / "fm-to")], "no such run folder", "fm-ot")
+    refused(capsys, ["sample", str(compared)], "not a run folder", "fm-ot")
+    refused(capsys, ["list", "solverz"], "did you mean 'solvers'")
+    refused(capsys, ["list", "--plugin", str(tmp_path / "no.py")], "no such file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--class", "10"], ["class 10", "0 to 9"]),
+        (["--class", "-2"], ["class -2", "0 to 9"]),
+        (["--steps", "0"], ["1 step", "0"]),
+        (["--steps", "-3"], ["1 step", "-3"]),
+        (["-n", "0"], ["at least 1"]),
+        (["--solver", "huen"], ["did you mean 'heun'"]),
+        (["--device", "tpu9"], ["tpu9"]),
+        (["--out", "x.jpg"], [".png"]),
+    ],
+)
+def test_wrong_sampling(capsys, compared, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    before = hashes(compared)
+    refused(capsys, ["sample", str(compared / "fm-ot"), *arguments], *words)
+    assert hashes(compared) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flow_takes_no_solver(capsys, compared, tmp_path):
+    argv = ["sample", str(compared / "nf"), "--steps", "4", "--out", str(tmp_path / "x.png")]
+    refused(capsys, argv, "takes no solver")
+
+
+def test_output_under_a_regular_file(capsys, compared, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    below = str(tmp_path / "file" / "x.png")
+    refused(capsys, ["sample", str(compared / "fm-ot"), "--out", below], "cannot write", below)
+    recipe = str(ROOT / "recipes/compare/digits.yaml")
+    refused(capsys, ["compare", recipe, "--out", str(tmp_path / "file" / "out")], "cannot write")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_teacher_of_another_shape(capsys, compared, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    coupling = f"{{name: distilled, teacher: {compared / 'nf'}}}"
+    recipe.write_text(f"data: moons\nobjective: {{name: flow_matching, coupling: {coupling}}}\n")
+    refused(capsys, ["train", str(recipe), "--out", str(tmp_path / "run")], "(1, 8, 8)", "(2,)")
+
+
+def test_corrupt_and_missing_weights(capsys, compared, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(compared / "fm-ot", run)
+    weights = run / "model.safetensors"
+    content = weights.read_bytes()
+    for damage in (content[: len(content) // 2], b"\xff" * 64 + content[64:], b""):
+        weights.write_bytes(damage)
+        refused(capsys, ["sample", str(run), "--out", str(tmp_path / "x.png")], str(weights), "corrupt")
+    weights.unlink()
+    refused(capsys, ["sample", str(run), "--out", str(tmp_path / "x.png")], "no weights", "genkit train")
+
+
+def cli(*argv: str, **kwargs) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "genkit", *argv]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE, **kwargs)
+
+
+@pytest.mark.slow
+def test_full_disk(tmp_path):
+    """A limit on the size of files stands for the disk: the run stops with a message, its checkpoint whole."""
+    recipe, run = tmp_path / "r.yaml", tmp_path / "run"
+    recipe.write_text("data: digits\nobjective: flow_matching\n")
+    assert main(["train", str(recipe), *TINY, "training.steps=6", "--out", str(run)]) == 0
+    before = (run / "checkpoints/last.ckpt").read_bytes()
+
+    other = tmp_path / "other"
+    process = cli(
+        *["train", str(recipe), *TINY, "training.checkpoint_every=5", "--out", str(other)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    _, message = process.communicate()
+    assert process.returncode == 2
+    assert "Traceback" not in message
+    assert "cannot write" in message
+    assert "last.ckpt" in message
+    assert not list(other.rglob("*.tmp"))
+    assert (run / "checkpoints/last.ckpt").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_interrupt_saves_and_the_same_command_goes_on(tmp_path):
+    """Ctrl-C ends with status 130 and a checkpoint; the resumed run has the weights of one left alone."""
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: digits\nobjective: flow_matching\n")
+    argv = ["train", str(recipe), *TINY, "training.steps=300", "training.log_every=1", "--out"]
+    process = cli(*argv, str(tmp_path / "stopped"))
+    metrics = tmp_path / "stopped/metrics.csv"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in message
+    assert (tmp_path / "stopped/checkpoints/last.ckpt").is_file()
+    assert not (tmp_path / "stopped/model.safetensors").exists()
+
+    for name in ("stopped", "alone"):
+        assert main([*argv, str(tmp_path / name)]) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("stopped", "alone")]
+    assert weights[0] == weights[1]
