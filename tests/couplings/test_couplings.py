@@ -275,6 +275,18 @@ def test_the_teacher_sees_noise_and_the_student_the_chosen_end(endpoint: str) ->
     assert torch.equal(pair.x0, Teacher().encode(seen, y))
 
 
+def test_spread_mixes_fresh_noise_into_the_code_and_keeps_the_second_moment() -> None:
+    x1, y, _ = batch(2000)
+    tight, loose, free = (
+        distilled(Teacher(), spread=r)(x1, y, generator=keyed_generator(0)).x0 for r in (0.0, 0.6, 1.0)
+    )
+    assert float(loose.square().mean()) == pytest.approx(1, rel=0.03)
+    assert float(torch.nn.functional.mse_loss(loose, 0.8 * tight)) == pytest.approx(0.36, rel=0.05)
+    assert torch.equal(free, StandardNormal().sample(x1, generator=keyed_generator(0)))
+    with pytest.raises(GenkitError, match=r"spread must be from 0 to 1, not 1\.5"):
+        COUPLINGS.build("distilled", spread=1.5)
+
+
 def test_the_noise_is_the_teachers_own_unless_it_is_said() -> None:
     x1, y, _ = batch(2000)
 
