@@ -32,7 +32,7 @@ from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError, choose
 from genkit.guidance import GUIDANCES, Guidance
 from genkit.objectives import OBJECTIVES, Objective
-from genkit.registry import load_plugin, resolve_options
+from genkit.registry import load_plugin, plugin_loaded, resolve_options
 from genkit.solvers import SOLVERS, Solver
 from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import Report, write_atomically
@@ -45,6 +45,12 @@ class SamplingOptions:
 
     solver: Solver | str | None = None
     guidance: Guidance | str | float = 1.0
+
+    def __post_init__(self) -> None:  # a wrong value must show before training, not after
+        if self.solver is not None:
+            SOLVERS.build(self.solver)
+        if not isinstance(self.guidance, (int, float)):
+            GUIDANCES.build(self.guidance)
 
 
 SECTIONS: dict[str, type] = {
@@ -67,7 +73,11 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
             key, equals, _ = override.partition("=")
             if not equals or not key.strip(".="):
                 raise GenkitError(f"an override is key=value, such as training.steps=500, not '{override}'")
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            try:
+                config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            except Exception as error:  # OmegaConf's, and those of the YAML reader for the value
+                detail = " ".join(str(error).split())
+                raise GenkitError(f"the override '{override}' cannot be applied: {detail}") from None
         plain: Any = OmegaConf.to_container(config, resolve=True)
     except GenkitError:
         raise
@@ -121,11 +131,14 @@ class Recipe:
         resolved: dict[str, Any] = {"name": str(config.get("name", "")), "seed": seed, "plugins": plugins}
         resolved["data"] = DATASETS.resolve(config["data"], f"{source}: data")
         for key, options in SECTIONS.items():
-            given = config.get(key) or {}
+            given = {} if config.get(key) is None else config[key]
             if not isinstance(given, Mapping):
                 raise GenkitError(f"{source}: {key} must be a mapping of options, not {given!r}")
             resolved[key] = resolve_options(options, given, f"{source}: {key}")
-            options(**resolved[key])
+            try:
+                options(**resolved[key])
+            except GenkitError as error:
+                raise GenkitError(f"{source}: {error}") from None
         resolved["objective"] = OBJECTIVES.resolve(config["objective"], f"{source}: objective")
         resolved |= {key: config[key] for key in ("paper", "expected") if key in config}
         return cls(resolved, source)
@@ -263,7 +276,7 @@ class Run:
         device = self.objective.device
         if y is None:
             classes = self.objective.classes
-            y = torch.arange(n) % classes if classes else None
+            y = torch.arange(max(n, 0)) % classes if classes else None
         elif isinstance(y, int):
             y = torch.full((max(n, 0),), y)
         return self.objective.sample(
@@ -307,21 +320,32 @@ def load(folder: str | Path, *, plugins: Iterable[str | Path] = (), device: str 
         with safe_open(weights, framework="pt", device=device) as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        fields = json.loads(metadata["genkit"])["spec"]
+        about = json.loads(metadata["genkit"])
+        fields = about["spec"]
         spec = DataSpec(
             **{**fields, "shape": tuple(fields["shape"]), "class_names": tuple(fields["class_names"])}
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise GenkitError(f"{weights} is corrupt or no file of genkit's: {error}") from None
+    if "hash" in about and about["hash"] != weights_hash(state):
+        raise GenkitError(f"{weights} is corrupt: its weights are not those that were written")
     objective = recipe.objective(spec).to(device)
     try:
         objective.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise GenkitError(f"{weights} does not fit {folder / 'recipe.yaml'}: {first}") from None
-    environment_file = folder / "environment.json"
-    environment = json.loads(environment_file.read_text()) if environment_file.is_file() else {}
-    return Run(folder, recipe, objective.eval().requires_grad_(False), environment)
+    return Run(folder, recipe, objective.eval().requires_grad_(False), read_environment(folder))
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors, by which a changed bit shows (safetensors has no checksum)."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _nearest_run(folder: Path) -> str:
@@ -333,7 +357,7 @@ def check_plugins(config: Mapping[str, Any], loaded: Iterable[str], source: str)
     """A recipe may name the plug-ins it needs; only a flag runs them."""
     needed = config.get("plugins") or []
     for name in needed if isinstance(needed, list) else []:
-        if name not in loaded:
+        if name not in loaded and not plugin_loaded(name):
             raise GenkitError(
                 f"{source} needs the plug-in '{name}': give --plugin FILE (or load(..., plugins=[FILE]))"
             )
@@ -400,7 +424,11 @@ def train(
     tokens = fitted.steps * options.batch_size * objective.tokens.length
     environment |= {"finished": True, "steps": fitted.steps, "seconds": fitted.seconds, "tokens": tokens}
     state = {key: value.contiguous() for key, value in objective.state_dict().items()}
-    about = {"spec": dataclasses.asdict(dataset.spec), "fingerprint": fingerprint}
+    about = {
+        "spec": dataclasses.asdict(dataset.spec),
+        "fingerprint": fingerprint,
+        "hash": weights_hash(state),
+    }
     metadata = {"genkit": json.dumps(about)}  # one entry: safetensors keeps no order among several
     write_atomically(folder / "model.safetensors", lambda file: file.write(save(state, metadata=metadata)))
     write_json(folder / "environment.json", environment)
@@ -411,9 +439,12 @@ def read_environment(folder: Path) -> dict[str, Any]:
     """environment.json of a run folder, empty where there is none."""
     path = folder / "environment.json"
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
+        found = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
         raise GenkitError(f"{path} is corrupt: {error}") from None
+    if not isinstance(found, dict):
+        raise GenkitError(f"{path} is corrupt: it does not hold an object")
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

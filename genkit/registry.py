@@ -239,7 +239,14 @@ def load_plugin(path: str | Path) -> str:
     try:
         module_spec.loader.exec_module(module)
     except GenkitError as error:
+        del sys.modules[name]
         raise GenkitError(f"--plugin {path}: {error}") from error
     except Exception as error:
+        del sys.modules[name]
         raise GenkitError(f"--plugin {path} does not import: {type(error).__name__}: {error}") from error
     return path.stem
+
+
+def plugin_loaded(name: str) -> bool:
+    """Whether `load_plugin` has run a file of that name in this process."""
+    return f"genkit_plugin_{name}" in sys.modules
