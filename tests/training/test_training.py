@@ -346,6 +346,7 @@ FULL_DISK = """
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     """With a limit on the size of files in the place of a disk."""
     path = tmp_path / "last.ckpt"
