@@ -1,8 +1,8 @@
 """genkit: generative models with interchangeable objectives on one shared transformer, side by side.
 
-    import genkit
-    run = genkit.load("runs/digits/fm-ot")
-    images = run.sample(64, steps=4, solver="heun").x
+import genkit
+run = genkit.load("runs/digits/fm-ot")
+images = run.sample(64, steps=4, solver="heun").x
 """
 
 from __future__ import annotations

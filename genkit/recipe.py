@@ -28,14 +28,15 @@ from torch import Tensor
 import genkit
 from genkit.backbone import ModelOptions
 from genkit.data.base import DATASETS, Dataset
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError, choose
+from genkit.files import write_atomically, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance
 from genkit.objectives import OBJECTIVES, Objective
-from genkit.registry import load_plugin, plugin_loaded, resolve_options
+from genkit.randomness import keyed_generator
+from genkit.registry import load_plugin, plugin_loaded, plugins_behind, resolve_options
 from genkit.solvers import SOLVERS, Solver
 from genkit.training import TrainerOptions, TrainingOptions, fit
-from genkit.training.callbacks import Report, write_atomically
+from genkit.training.callbacks import Report
 from genkit.types import DataSpec, LogProb, Sample
 
 
@@ -165,8 +166,9 @@ class Recipe:
 
     def objective(self, spec: DataSpec) -> Objective:
         """The untrained model; backbones of equal seed and size start from equal weights."""
-        torch.manual_seed(keyed_generator(self.seed, "init").initial_seed())
-        return OBJECTIVES.build(self.config["objective"], spec, self.section("model"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed_generator(self.seed, "init").initial_seed())
+            return OBJECTIVES.build(self.config["objective"], spec, self.section("model"))
 
     def check(self, spec: DataSpec) -> None:
         """Builds the model without its weights, so that options that do not fit the data are known early."""
@@ -177,14 +179,22 @@ class Recipe:
             raise GenkitError(f"{self.source}: {error}") from None
 
     def fingerprint(self, data_hash: str, teacher_hash: str | None = None) -> str:
-        """SHA-256 (hex) of what the weights are a function of: recipe, data, teacher."""
+        """SHA-256 (hex) of what the weights are a function of: recipe, data, teacher, plug-ins that are used."""
         config = {key: value for key, value in self.config.items() if key not in BESIDE}
         config["training"] = {k: v for k, v in config["training"].items() if not k.endswith("_every")}
-        text = json.dumps([config, data_hash, teacher_hash], sort_keys=True)
+        config["objective"] = _without(config["objective"], "teacher")  # its hash says who it is
+        plugins = plugins_behind(set(_find(config, "name")))
+        text = json.dumps([config, data_hash, teacher_hash, plugins], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.create(self.config))
+
+
+def _without(config: Any, key: str) -> Any:
+    if not isinstance(config, Mapping):
+        return config
+    return {name: _without(value, key) for name, value in config.items() if name != key}
 
 
 @lru_cache(maxsize=4)
@@ -418,7 +428,7 @@ def train(
         teacher=teacher.objective if teacher else None,
         report=report,
     )
-    if fitted.interrupted:
+    if fitted.interrupted and fitted.steps < options.steps:
         raise KeyboardInterrupt
     objective.cpu().eval().requires_grad_(False)
     tokens = fitted.steps * options.batch_size * objective.tokens.length
@@ -445,11 +455,3 @@ def read_environment(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise GenkitError(f"{path} is corrupt: it does not hold an object")
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -13,6 +13,7 @@ annotated with the base class of another registry is itself a name or a mapping,
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -161,6 +162,8 @@ def resolve_options(cls: type, options: Mapping[str, Any], where: str, *, given:
         registry = nested_registry(hints.get(p.name), value)
         if registry is not None:
             value = registry.resolve(value, f"{where}: {p.name}")
+        if type(value) is int and _fits(hints.get(p.name), 0.5):
+            value = float(value)  # 1 and 1.0 are the same recipe
         resolved[p.name] = list(value) if isinstance(value, tuple) else value
     return resolved
 
@@ -222,6 +225,17 @@ def _words(hint: Any) -> str:
     return plain.get(hint, str(hint) if origin else getattr(hint, "__name__", str(hint)))
 
 
+PLUGINS: dict[str, str] = {}  # module -> SHA-256 (hex) of its file
+
+
+def plugins_behind(names: set[str]) -> list[str]:
+    """The hashes of the plug-in files that registered any of these names."""
+    entries = (entry for registry in Registry.by_base.values() for entry in registry._entries.items())
+    return sorted(
+        {PLUGINS[cls.__module__] for name, cls in entries if name in names and cls.__module__ in PLUGINS}
+    )
+
+
 def load_plugin(path: str | Path) -> str:
     """Runs a Python file, so that what it registers can be used; returns the name a recipe has for it.
 
@@ -236,6 +250,7 @@ def load_plugin(path: str | Path) -> str:
         raise GenkitError(f"--plugin {path}: a plug-in is a Python file (.py)")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
+    PLUGINS[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         module_spec.loader.exec_module(module)
     except GenkitError as error:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first: a module imports from its own package and from lower layers only.
 LAYERS = (
-    ("errors", "types", "registry"),
+    ("errors", "files", "randomness", "types", "registry"),
     (
         *("backbone", "paths", "couplings", "solvers", "guidance"),
         *("inversion", "unmasking", "data", "metrics"),
@@ -102,7 +102,7 @@ def why_wrong(module: str, target: str) -> str | None:
         return None
     if RANK[own] < RANK[other]:
         return f"{own} is below {other}"
-    if there[2:3] == ["base"] or there[1:3] == ["data", "randomness"]:
+    if there[2:3] == ["base"]:
         return None
     return f"{own} and {other} are siblings: they share `base` modules only"
 
@@ -143,7 +143,7 @@ def test_imports_go_one_way():
         ("genkit.couplings.ot", "import importlib\nimportlib.import_module('genkit.training')"),
         ("genkit.couplings.__init__", "from ..recipe import load"),
         ("genkit.couplings.base", "from genkit.data.digits import Digits"),
-        ("genkit.couplings.base", "from genkit.data import randomness, digits"),
+        ("genkit.couplings.base", "from genkit.data import base, digits"),
         ("genkit.errors", "from genkit.backbone.base import x"),
         ("genkit.types", "from .solvers import base"),
         ("genkit.objectives.base", "from genkit.particles import P"),
@@ -157,7 +157,7 @@ def test_imports_go_one_way():
 )
 def test_planted_wrong_arrow_is_caught(module, line):
     texts = sources()
-    texts |= {"genkit.solvers.euler": "", "genkit.data.digits": "", "genkit.data.randomness": ""}
+    texts |= {"genkit.solvers.euler": "", "genkit.data.digits": "", "genkit.data.base": ""}
     texts[module] = line
     assert any(found.startswith(f"{module}:") for found in wrong_arrows(texts))
 
@@ -167,8 +167,8 @@ def test_planted_wrong_arrow_is_caught(module, line):
     [
         ("genkit.couplings.ot", "from genkit.errors import GenkitError\nfrom genkit import types"),
         ("genkit.couplings.ot", "from .base import Coupling\nfrom . import base\nimport genkit.couplings"),
-        ("genkit.couplings.ot", "from genkit.data.base import Views\nfrom ..data import randomness"),
-        ("genkit.data.randomness", "from genkit.paths.base import Path"),
+        ("genkit.couplings.ot", "from genkit.data.base import Views\nfrom genkit import randomness"),
+        ("genkit.data.digits", "from genkit.paths.base import Path"),
         ("genkit.registry", "from genkit.errors import choose"),
         ("genkit.objectives.energy", "from genkit.solvers import SOLVERS"),
         ("genkit.compare.report", "from genkit import __version__\nfrom ..recipe import load"),
@@ -179,7 +179,7 @@ def test_planted_wrong_arrow_is_caught(module, line):
     ],
 )
 def test_right_arrow_is_left_alone(module, line):
-    texts = sources() | {"genkit.data.randomness": "", "genkit.data.base": "", module: line}
+    texts = sources() | {"genkit.data.base": "", module: line}
     assert not [found for found in wrong_arrows(texts) if found.startswith(f"{module}:")]
 
 

@@ -186,8 +186,8 @@ class Layer(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
 
         q, k, v = self.qkv(modulate(h, shift_a, scale_a)).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q = rotate(self.q_norm(q).transpose(1, 2), rotation)
-        k = rotate(self.k_norm(k).transpose(1, 2), rotation)
+        q = rotate(normalize(q, self.q_norm).transpose(1, 2), rotation)
+        k = rotate(normalize(k, self.k_norm).transpose(1, 2), rotation)
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(index, k, v)
@@ -219,6 +219,11 @@ class MLP(nn.Module):
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """norm(h) * (1 + scale) + shift."""
     return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:]), 1 + scale)
+
+
+def normalize(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """RMS norm with the weight in the type of x, which keeps the kernel fused under autocast."""
+    return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
 def rotary(pos: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -18,14 +18,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from genkit.data.base import Dataset
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError
+from genkit.files import write_atomically
 from genkit.guidance import Guidance
 from genkit.metrics import METRICS, DataMetric, floor
 from genkit.metrics.frechet import FrechetDistance
+from genkit.randomness import keyed_generator
 from genkit.recipe import Run
 from genkit.solvers import SOLVERS, Solver
-from genkit.training.callbacks import write_atomically
 from genkit.types import DataSpec, Sample
 
 SHOWN_IMAGES, SHOWN_POINTS, SHOWN_PATHS = 40, 2000, 500

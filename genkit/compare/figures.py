@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from genkit.errors import GenkitError
-from genkit.training.callbacks import write_atomically
+from genkit.files import write_atomically
 
 Json = Mapping[str, Any]
 

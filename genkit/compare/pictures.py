@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.training.callbacks import write_atomically
+from genkit.files import write_atomically
 from genkit.types import DataSpec
 
 SUFFIXES = (".png", ".npy", ".safetensors")

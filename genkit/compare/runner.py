@@ -29,8 +29,9 @@ from genkit.compare.evaluate import (
     floors,
 )
 from genkit.data.base import Dataset
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError, choose
+from genkit.files import write_atomically, write_json
+from genkit.randomness import keyed_generator
 from genkit.recipe import (
     KEYS,
     Recipe,
@@ -40,10 +41,8 @@ from genkit.recipe import (
     read_environment,
     read_yaml,
     train,
-    write_json,
 )
 from genkit.registry import resolve_options
-from genkit.training.callbacks import write_atomically
 
 
 class Listener(Protocol):

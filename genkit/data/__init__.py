@@ -1,7 +1,6 @@
 """Data sets, their views, and keyed batches. A new data set is one class in one file of this package."""
 
 from genkit.data.base import DATASETS, Dataset, Encoded, KeyedBatches, Split, TensorSplit
-from genkit.data.randomness import keyed_generator
 from genkit.data.views import Continuous
 
 __all__ = [
@@ -12,5 +11,4 @@ __all__ = [
     "KeyedBatches",
     "Split",
     "TensorSplit",
-    "keyed_generator",
 ]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError, choose
+from genkit.randomness import keyed_generator
 from genkit.registry import Registry
 from genkit.types import Batch, DataSpec, Generator, View
 

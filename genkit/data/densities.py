@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from genkit.data.base import DATASETS, Dataset, TensorSplit
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError
+from genkit.randomness import keyed_generator
 from genkit.types import DataSpec, Generator, Source
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from genkit.data.base import DATASETS, Dataset, TensorSplit
-from genkit.data.randomness import keyed_generator
+from genkit.randomness import keyed_generator
 from genkit.types import DataSpec
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from genkit.data.base import DATASETS, Dataset, Split, TensorSplit
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError, choose
+from genkit.randomness import keyed_generator
 from genkit.types import DataSpec
 
 if TYPE_CHECKING:

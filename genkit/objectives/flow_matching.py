@@ -71,10 +71,10 @@ class FlowMatching(Objective):
         self.head = Head(model.width, self.tokens.dim)
 
     def setup(self, data: Split, teacher: Any = None) -> None:
-        if teacher is not None and teacher.spec.shape != self.spec.shape:
-            raise GenkitError(
-                f"the teacher was trained on data of shape {teacher.spec.shape}; these have {self.spec.shape}"
-            )
+        for what in ("shape", "levels", "classes"):
+            theirs, ours = getattr(teacher and teacher.spec, what, None), getattr(self.spec, what)
+            if teacher is not None and theirs != ours:
+                raise GenkitError(f"the teacher was trained on data of {what} {theirs}; these have {ours}")
         self.coupling.setup(self.encoded_data(data), self.source, teacher)
 
     @torch.no_grad()

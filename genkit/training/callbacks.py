@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from genkit.errors import GenkitError
+from genkit.files import write_atomically
 from genkit.training.module import GenerativeModule
 
 Report = Callable[[int, int, float], None]  # step, steps, loss
@@ -43,23 +42,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
-
-
-def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Calls `write` with a new binary file, then puts it in the place of `path`, or leaves `path` as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise GenkitError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def ends_step(module: LightningModule, outputs: Any, batch: Any, batch_index: int) -> bool:

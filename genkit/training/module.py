@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError
 from genkit.objectives import Objective
+from genkit.randomness import keyed_generator
 from genkit.training.options import TrainingOptions
 from genkit.types import Batch
 

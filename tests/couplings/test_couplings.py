@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from genkit.couplings import COUPLINGS, Coupling
 from genkit.data.base import Encoded, TensorSplit
 from genkit.data.densities import DensitySource
-from genkit.data.randomness import keyed_generator
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
+from genkit.randomness import keyed_generator
 from genkit.types import DataSpec, Pair, Rows, Source, StandardNormal
 
 NAMES = COUPLINGS.names()

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from genkit.data import DATASETS, Continuous, Encoded, KeyedBatches, TensorSplit, keyed_generator
+from genkit.data import DATASETS, Continuous, Encoded, KeyedBatches, TensorSplit
 from genkit.errors import GenkitError
+from genkit.randomness import keyed_generator
 from genkit.types import Batch
 
 

@@ -7,9 +7,10 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
-from genkit.data import DATASETS, keyed_generator
+from genkit.data import DATASETS
 from genkit.data.densities import Density, DensitySource
 from genkit.errors import GenkitError
+from genkit.randomness import keyed_generator
 
 NAMES = [name for name in DATASETS.names() if issubclass(DATASETS.get(name), Density)]
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from genkit.data import DATASETS, keyed_generator
+from genkit.data import DATASETS
 from genkit.data import fashion_mnist as module
 from genkit.data.fashion_mnist import PLACES, read_idx
 from genkit.errors import GenkitError
+from genkit.randomness import keyed_generator
 
 
 def idx(*sizes, values=None):

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from genkit.data import Continuous, keyed_generator
+from genkit.data import Continuous
 from genkit.errors import GenkitError
+from genkit.randomness import keyed_generator
 from genkit.types import DataSpec
 
 IMAGES = DataSpec("images", (1, 2, 2), levels=17)

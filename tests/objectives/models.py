@@ -10,8 +10,8 @@ from torch import Tensor
 
 from genkit.backbone import ModelOptions
 from genkit.data.base import TensorSplit
-from genkit.data.randomness import keyed_generator
 from genkit.objectives import OBJECTIVES, Objective
+from genkit.randomness import keyed_generator
 from genkit.solvers import SOLVERS
 from genkit.types import Batch, DataSpec, LogProb
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from genkit.couplings import COUPLINGS
 from genkit.data.densities import DensitySource
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError
 from genkit.objectives.flow_matching import FlowMatching, with_divergence
 from genkit.paths import PATHS
+from genkit.randomness import keyed_generator
 from genkit.solvers import SOLVERS
 from genkit.solvers.adaptive import Adaptive
 from genkit.types import Batch, DataSpec, Pair, StandardNormal

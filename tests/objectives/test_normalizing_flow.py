@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from genkit.backbone import ModelOptions
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError
 from genkit.guidance import GUIDANCES, Guidance
 from genkit.objectives import OBJECTIVES
 from genkit.objectives.normalizing_flow import NormalizingFlow, span_layers
+from genkit.randomness import keyed_generator
 from genkit.types import Batch, DataSpec, StandardNormal
 from tests.objectives.models import COLOUR, IMAGES, LABELLED, SPECS, VECTORS, build, randomize
 

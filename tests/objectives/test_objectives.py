@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from genkit.backbone import ModelOptions
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError
 from genkit.guidance import GUIDANCES
 from genkit.objectives import OBJECTIVES
 from genkit.objectives.base import weighted_mean
+from genkit.randomness import keyed_generator
 from genkit.types import DataSpec
 from tests.objectives.models import (
     IMAGES,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from genkit.data.randomness import keyed_generator
 from genkit.errors import GenkitError
 from genkit.paths import TIMES
+from genkit.randomness import keyed_generator
 
 NAMES = TIMES.names()
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from genkit.backbone import ModelOptions
 from genkit.data.base import KeyedBatches, TensorSplit
 from genkit.errors import GenkitError
+from genkit.files import write_atomically
 from genkit.objectives import OBJECTIVES, Objective
 from genkit.training import GenerativeModule, TrainerOptions, TrainingOptions, fit
-from genkit.training.callbacks import CsvLog, write_atomically
+from genkit.training.callbacks import CsvLog
 from genkit.types import Batch
 from tests.objectives.models import IMAGES, build, model_options, split
 

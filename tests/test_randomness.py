@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from genkit.data import keyed_generator
+from genkit.randomness import keyed_generator
 
 
 def test_equal_keys_give_equal_streams() -> None:
@@ -24,7 +24,7 @@ def test_every_part_of_the_key_matters() -> None:
 
 
 def test_the_stream_is_the_same_in_another_process() -> None:
-    code = "from genkit.data import keyed_generator; print(keyed_generator(5, 'x', 2).initial_seed())"
+    code = "from genkit.randomness import keyed_generator; print(keyed_generator(5, 'x', 2).initial_seed())"
     there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert int(there) == keyed_generator(5, "x", 2).initial_seed()
 
