@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
         )
         return added
 
+    place = {"default": "auto", "help": "cpu, cuda, ... (default: a GPU where there is one)"}
     overrides = {"nargs": "*", "metavar": "key=value", "help": "overrides, such as training.steps=500"}
 
     train = command("train", "Train a recipe in a run folder, or resume it there.")
@@ -70,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--class", type=int, dest="label", metavar="CLASS", help="class (default: all in turn)"
     )
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
+    sample.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    sample.add_argument("--device", **place)  # type: ignore[arg-type]
     sample.add_argument(
         "--out",
         type=Path,
@@ -82,7 +83,9 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", "Measure a trained run, and print the figures.")
     evaluate.add_argument("run", help="a run folder")
-    evaluate.add_argument("overrides", **{**overrides, "help": "options, such as samples=1000 steps=[1,2,4]"})  # type: ignore[arg-type]
+    evaluate.add_argument("--device", **place)  # type: ignore[arg-type]
+    options = {**overrides, "help": "options, such as samples=1000 steps=[1,2,4]"}
+    evaluate.add_argument("overrides", **options)  # type: ignore[arg-type]
 
     compare = command("compare", "Train the arms of a comparison, evaluate them alike, and write a report.")
     compare.add_argument("recipe", help="a YAML file with `arms`")
@@ -92,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
     list_ = command("list", "What the registries hold, a line each.")
     list_.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(REGISTRIES))
+    list_.add_argument("name", nargs="?", metavar="NAME", help="an entry: its options and what it does")
     return root
 
 
@@ -159,10 +163,10 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
-    from genkit.compare.pictures import save_samples, writable
+    from genkit.compare.pictures import SUFFIXES, save_samples, writable
     from genkit.recipe import load
 
-    writable(arguments.out)
+    writable(arguments.out, SUFFIXES)
     run = load(arguments.run, plugins=arguments.plugin, device=device(arguments.device))
     sample = run.sample(
         arguments.n,
@@ -177,19 +181,14 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    from omegaconf import OmegaConf
-
     from genkit.compare.evaluate import EvaluationOptions
     from genkit.compare.report import print_evaluation
     from genkit.compare.runner import evaluated
-    from genkit.recipe import load
+    from genkit.recipe import load, override
     from genkit.registry import resolve_options
 
-    run = load(arguments.run, plugins=arguments.plugin)
-    try:
-        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.overrides))
-    except Exception as error:
-        raise GenkitError(f"options are key=value, such as samples=1000: {error}") from None
+    run = load(arguments.run, plugins=arguments.plugin, device=device(arguments.device))
+    given = override({}, arguments.overrides)
     options = EvaluationOptions(**resolve_options(EvaluationOptions, given, "evaluate"))
     with listening() as listener:
         result = evaluated(run, options, listener)
@@ -204,6 +203,8 @@ def run_compare(arguments: argparse.Namespace) -> None:
     loaded = load_plugins(arguments.plugin)
     comparison = Comparison.load(arguments.recipe, arguments.overrides, plugins=loaded)
     out = arguments.out or Path("runs") / comparison.name
+    if arguments.seeds < 1:
+        raise GenkitError(f"--seeds must be at least 1, not {arguments.seeds}")
     writable(out / "report.html")
     with listening() as listener:
         report = compare(comparison, out, seeds=arguments.seeds, listener=listener)
@@ -219,6 +220,9 @@ def run_list(arguments: argparse.Namespace) -> None:
     for kind in [arguments.kind] if arguments.kind else REGISTRIES:
         package, name = REGISTRIES[kind]
         registry = getattr(importlib.import_module(package), name)
+        if arguments.name is not None:
+            print(registry.describe(arguments.name))
+            return
         if arguments.kind is None:
             print(f"{kind}:")
         width = max(len(entry) for entry in registry.names())

@@ -69,17 +69,7 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
     """A YAML file with `key=value` overrides as plain data. Raises GenkitError for what is not that."""
     path = Path(path)
     try:
-        config: Any = OmegaConf.load(path)
-        for override in overrides:
-            key, equals, _ = override.partition("=")
-            if not equals or not key.strip(".="):
-                raise GenkitError(f"an override is key=value, such as training.steps=500, not '{override}'")
-            try:
-                config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
-            except Exception as error:  # OmegaConf's, and those of the YAML reader for the value
-                detail = " ".join(str(error).split())
-                raise GenkitError(f"the override '{override}' cannot be applied: {detail}") from None
-        plain: Any = OmegaConf.to_container(config, resolve=True)
+        plain = override(OmegaConf.load(path), overrides)
     except GenkitError:
         raise
     except FileNotFoundError:
@@ -94,6 +84,21 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
     if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
         raise GenkitError(f"{path} is not a recipe: its top level must be named sections ({', '.join(KEYS)})")
     return plain
+
+
+def override(config: Any, overrides: Iterable[str]) -> Any:
+    """`config` with `key=value` laid over it, as plain data. Raises GenkitError for what is not of that form."""
+    config = OmegaConf.create(config)
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals or not key.strip(".="):
+            raise GenkitError(f"an override is key=value, such as training.steps=500, not '{text}'")
+        try:
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([text]))
+        except Exception as error:  # OmegaConf's, and those of the YAML reader for the value
+            detail = " ".join(str(error).split())
+            raise GenkitError(f"the override '{text}' cannot be applied: {detail}") from None
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def _nearest_file(path: Path) -> str:
@@ -127,9 +132,12 @@ class Recipe:
         seed, plugins = config.get("seed", 0), config.get("plugins") or []
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise GenkitError(f"{source}: seed must be a whole number from 0 up, not {seed!r}")
+        name = str(config.get("name") or "")
+        if name and (Path(name).name != name or name.startswith(".")):
+            raise GenkitError(f"{source}: '{name}' cannot be a name: it becomes a folder")
         if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
             raise GenkitError(f"{source}: plugins must be a list of names, not {plugins!r}")
-        resolved: dict[str, Any] = {"name": str(config.get("name", "")), "seed": seed, "plugins": plugins}
+        resolved: dict[str, Any] = {"name": name, "seed": seed, "plugins": plugins}
         resolved["data"] = DATASETS.resolve(config["data"], f"{source}: data")
         for key, options in SECTIONS.items():
             given = {} if config.get(key) is None else config[key]
@@ -141,6 +149,7 @@ class Recipe:
             except GenkitError as error:
                 raise GenkitError(f"{source}: {error}") from None
         resolved["objective"] = OBJECTIVES.resolve(config["objective"], f"{source}: objective")
+        resolved["plugins"] = sorted({*plugins, *plugins_behind(set(_find(resolved, "name")))})
         resolved |= {key: config[key] for key in ("paper", "expected") if key in config}
         return cls(resolved, source)
 
@@ -279,7 +288,7 @@ class Run:
         seed: int = 0,
         return_log_prob: bool = False,
     ) -> Sample:
-        """n samples, decoded as the data set stores them: integer levels of images, real vectors.
+        """n samples, decoded to the form in which the data set stores its rows (images: integer levels).
 
         y: a class, a class for each sample, or None for all classes in turn (of a conditional model).
         """
@@ -289,9 +298,14 @@ class Run:
             y = torch.arange(max(n, 0)) % classes if classes else None
         elif isinstance(y, int):
             y = torch.full((max(n, 0),), y)
+        y = None if y is None else torch.as_tensor(y, device=device)
+        if y is not None and bool((y < 0).any()):
+            raise GenkitError(
+                f"class {int(y.min())} is out of range: classes count from 0 to {(self.spec.classes or 0) - 1}"
+            )
         return self.objective.sample(
             n,
-            None if y is None else torch.as_tensor(y, device=device),
+            y,
             sampler=self.solver(solver, steps),
             guidance=self.guidance(guidance),
             return_log_prob=return_log_prob,
@@ -336,7 +350,7 @@ def load(folder: str | Path, *, plugins: Iterable[str | Path] = (), device: str 
             **{**fields, "shape": tuple(fields["shape"]), "class_names": tuple(fields["class_names"])}
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise GenkitError(f"{weights} is corrupt or no file of genkit's: {error}") from None
+        raise GenkitError(f"{weights} is corrupt, or was not written by genkit: {error}") from None
     if "hash" in about and about["hash"] != weights_hash(state):
         raise GenkitError(f"{weights} is corrupt: its weights are not those that were written")
     objective = recipe.objective(spec).to(device)
@@ -392,10 +406,13 @@ def train(
     recipe.check(dataset.spec)
     fingerprint = recipe.fingerprint(dataset.hash, teacher.hash if teacher else None)
     held = read_environment(folder)
-    if held and held.get("fingerprint") != fingerprint:
+    trained = any((folder / name).exists() for name in ("checkpoints/last.ckpt", "model.safetensors"))
+    if trained and held.get("fingerprint") != fingerprint:
         raise GenkitError(
             f"{folder} holds a run of another recipe, data or teacher: choose another --out, or remove the folder"
         )
+    if not held and (folder / "recipe.yaml").exists():
+        raise GenkitError(f"{folder} holds a recipe.yaml that is not of a run: choose another --out")
     if (folder / "model.safetensors").is_file() and held.get("finished"):
         return load(folder)
 
@@ -411,9 +428,6 @@ def train(
         "genkit": genkit.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
     }
     write_text(folder / "recipe.yaml", recipe.yaml())
@@ -430,9 +444,15 @@ def train(
     )
     if fitted.interrupted and fitted.steps < options.steps:
         raise KeyboardInterrupt
-    objective.cpu().eval().requires_grad_(False)
-    tokens = fitted.steps * options.batch_size * objective.tokens.length
-    environment |= {"finished": True, "steps": fitted.steps, "seconds": fitted.seconds, "tokens": tokens}
+    objective.eval().requires_grad_(False)
+    environment |= {
+        "finished": True,
+        "device": fitted.device,
+        "steps": fitted.steps,
+        "seconds": fitted.seconds,
+        # all that went through a backbone, also a teacher's that pairs the rows
+        "tokens": int(fitted.steps * options.batch_size * objective.tokens.length * objective.passes),
+    }
     state = {key: value.contiguous() for key, value in objective.state_dict().items()}
     about = {
         "spec": dataclasses.asdict(dataset.spec),

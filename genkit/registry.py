@@ -81,6 +81,12 @@ class Registry(Generic[T]):
         """The first line of the class's own docstring."""
         return inspect.cleandoc(self.get(name).__doc__ or "").partition("\n")[0]
 
+    def describe(self, name: str) -> str:
+        """The name with its options and their defaults, and the whole docstring."""
+        cls = self.get(name)
+        options = list(inspect.signature(cls).parameters.values())[self.given :]
+        return f"{name}({', '.join(map(str, options))})\n\n{inspect.cleandoc(cls.__doc__ or '')}"
+
     def name_of(self, obj: T) -> str:
         """The name under which the class of `obj` is registered."""
         return next(name for name, cls in self._all().items() if type(obj) is cls)
@@ -228,12 +234,11 @@ def _words(hint: Any) -> str:
 PLUGINS: dict[str, str] = {}  # module -> SHA-256 (hex) of its file
 
 
-def plugins_behind(names: set[str]) -> list[str]:
-    """The hashes of the plug-in files that registered any of these names."""
+def plugins_behind(names: set[str]) -> dict[str, str]:
+    """The plug-ins that registered any of these names, each with the SHA-256 (hex) of its file."""
     entries = (entry for registry in Registry.by_base.values() for entry in registry._entries.items())
-    return sorted(
-        {PLUGINS[cls.__module__] for name, cls in entries if name in names and cls.__module__ in PLUGINS}
-    )
+    modules = {cls.__module__ for name, cls in entries if name in names and cls.__module__ in PLUGINS}
+    return {module.removeprefix("genkit_plugin_"): PLUGINS[module] for module in sorted(modules)}
 
 
 def load_plugin(path: str | Path) -> str:

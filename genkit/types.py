@@ -51,9 +51,11 @@ class View(abc.ABC):
 
     log_volume: nats to add to a density of encoded values to get the log-probability of the data.
     likelihood: what that log-probability is when the density is exact; None when there is none.
+    sigma: standard deviation of Gaussian noise that `encode` adds, in encoded units.
     """
 
     spec: DataSpec
+    sigma: float = 0.0
     log_volume: float
     likelihood: Kind | None
 
@@ -65,9 +67,10 @@ class View(abc.ABC):
 
 
 class Source(abc.ABC):
-    """The distribution at t=0. `gaussian` says that it is the standard normal."""
+    """The distribution at t=0. `gaussian`: it is the standard normal; `closed_form`: it has a log_prob."""
 
     gaussian: bool = False
+    closed_form: bool = True
 
     @abc.abstractmethod
     def sample(self, like: Tensor, *, generator: Generator = None) -> Tensor:
@@ -84,7 +87,8 @@ class StandardNormal(Source):
     gaussian = True
 
     def sample(self, like: Tensor, *, generator: Generator = None) -> Tensor:
-        return torch.empty_like(like).normal_(generator=generator)
+        device = like.device if generator is None else generator.device
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -223,7 +227,7 @@ class Sample:
     """Generated data x (B, ...), decoded as the data set stores it, with what it cost.
 
     nfe: sequential network calls. tokens: tokens that went through the whole backbone, a sample.
-    log_prob: of each sample, when asked for.
+    log_prob: when asked for, the log-density of each sample as encoded, before `decode`.
     """
 
     x: Tensor

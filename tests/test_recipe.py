@@ -432,7 +432,7 @@ def test_corrupt_weights_are_refused(harm: Callable[[bytes], bytes], run: Path) 
 
 def test_weights_of_another_tool_are_refused(run: Path) -> None:
     safetensors.torch.save_file({"weight": torch.ones(3)}, run / "model.safetensors")
-    with pytest.raises(GenkitError, match="model.safetensors is corrupt or no file of genkit's"):
+    with pytest.raises(GenkitError, match="model.safetensors is corrupt, or was not written by genkit"):
         load(run)
 
 

@@ -109,7 +109,7 @@ class SymbolStem(nn.Module):
 class Head(nn.Module):
     """Final norm, scaled and shifted by the condition, and a projection that starts at zero: (B, L, W) -> (B, L, D).
 
-    The output is float32 or better, also under autocast.
+    Computed in the precision of its weights, also under autocast.
     """
 
     def __init__(self, width: int, dim: int) -> None:
@@ -121,9 +121,10 @@ class Head(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, h: Tensor, cond: Tensor) -> Tensor:
-        shift, scale = self.modulation(F.silu(cond))[:, None].chunk(2, dim=-1)
-        out = self.proj(modulate(h, shift, scale))
-        return out.to(torch.promote_types(out.dtype, torch.float32))
+        dtype = self.proj.weight.dtype
+        with torch.autocast(h.device.type, enabled=False):
+            shift, scale = self.modulation(F.silu(cond.to(dtype)))[:, None].chunk(2, dim=-1)
+            return self.proj(modulate(h.to(dtype), shift, scale))
 
 
 class Condition(nn.Module):

@@ -16,15 +16,17 @@ from genkit.types import DataSpec
 SUFFIXES = (".png", ".npy", ".safetensors")
 
 
-def writable(path: Path) -> None:
-    """Raises GenkitError, before any work, for a path that cannot be written."""
+def writable(path: Path, suffixes: tuple[str, ...] = ()) -> None:
+    """Raises GenkitError, before any work, for a path that cannot be written or ends in none of `suffixes`."""
+    if suffixes and path.suffix not in suffixes:
+        raise GenkitError(f"{path}: the file's ending must be one of {', '.join(suffixes)}")
     try:
+        if not path.name or path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f".{path.name}.probe")
         probe.touch()
         probe.unlink()
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
     except OSError as error:
         raise GenkitError(f"cannot write {path}: {error.strerror}") from None
 
@@ -40,10 +42,8 @@ def save_samples(x: Tensor, spec: DataSpec, path: Path) -> None:
         from safetensors.torch import save
 
         buffer.write(save({"x": x.contiguous()}))
-    elif path.suffix == ".png":
-        buffer = png(x, spec)
     else:
-        raise GenkitError(f"{path}: the file's ending must be one of {', '.join(SUFFIXES)}")
+        buffer = png(x, spec)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 

@@ -23,11 +23,12 @@ class EncodedData(Protocol):
 class Coupling(abc.ABC):
     """Draws the source sample x0 for each row of a batch of data x1.
 
-    Declares what holds of it, which `genkit.testing` checks:
+    Declares what holds of it, which the property tests check:
     independent: x0 is independent of x1 (given y), so that the field has a score.
     rows: KEPT, row i of x1 stays row i; DRAWN, it chooses data rows; GENERATED, it makes x1.
     keeps_source: the marginal of x0 is the source.
     lowers_cost: E|x1 - x0|^2 is at most that of the independent coupling.
+    passes: how often a row goes through a teacher's network each time it is paired.
     """
 
     independent: ClassVar[bool] = False
@@ -35,6 +36,7 @@ class Coupling(abc.ABC):
     keeps_source: ClassVar[bool] = True
     lowers_cost: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
+    passes: ClassVar[float] = 0.0
 
     data: EncodedData | None = None
     source: Source = StandardNormal()

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS, Coupling, EncodedData
 from genkit.errors import GenkitError
-from genkit.types import Generator, Pair, Source
+from genkit.randomness import keyed_generator
+from genkit.types import Generator, Pair, Source, StandardNormal
 
 
 @COUPLINGS.register("distilled")
 class Distilled(Coupling):
-    """The code that a trained normalizing flow f gives to the noised data: x0 = f(x1 + noise eps, y) / s.
+    """Each data row with the noise that a trained normalizing flow maps to it: x0 = f(x1 + noise eps, y) / s.
 
-    s is one scalar for the whole data set, with s^2 = E[f(.)^2], so that x0 has the source's second moment.
+    A student trained on it takes straighter paths than one of independent pairs. s is one scalar for the
+    whole data set, with s^2 = E[f(.)^2], so that x0 has the source's second moment.
     The teacher sees the true class. Cost: one pass of the teacher.
     "NFM", https://arxiv.org/abs/2603.09014.
 
@@ -32,6 +34,7 @@ class Distilled(Coupling):
 
     keeps_source = False
     needs_teacher = True
+    passes = 1.0
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class Distilled(Coupling):
             self.sigma = float(teacher.view.sigma)
         self.scale = 1.0
         if self.rescale and data is not None:
-            generator = torch.Generator().manual_seed(0)
+            generator = keyed_generator(0, "distilled")
             rows = torch.arange(min(len(data), 4096))
             parts = (data.take(part, generator=generator) for part in rows.split(256))
             codes = torch.cat([self._code(x1, y, generator)[0] for x1, y in parts])
@@ -79,7 +82,7 @@ class Distilled(Coupling):
     def _code(self, x1: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
         noised = x1
         if self.sigma:
-            noised = x1 + self.sigma * torch.empty_like(x1).normal_(generator=generator)
+            noised = x1 + self.sigma * StandardNormal().sample(x1, generator=generator)
         if next(self.teacher.parameters()).device != x1.device:
             self.teacher.to(x1.device)
         with torch.autocast(x1.device.type, enabled=False):

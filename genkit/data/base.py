@@ -167,9 +167,6 @@ class KeyedBatches(IterableDataset[Batch]):
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
         self._epoch = (-1, torch.empty(0))  # the last order, not to draw it again
 
-    def __len__(self) -> int:
-        return self.stop - self.start
-
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)

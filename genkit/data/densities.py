@@ -174,6 +174,7 @@ class DensitySource(Source):
             known = ", ".join(name for name in DATASETS.names() if issubclass(DATASETS.get(name), Density))
             raise GenkitError(f"data set '{built.spec.name}' is no density to start from (one of: {known})")
         self.density = built
+        self.closed_form = type(built).log_prob is not Density.log_prob
 
     def sample(self, like: Tensor, *, generator: Generator = None) -> Tensor:
         """Fresh points with the device and dtype of `like` (B, 2). Raises GenkitError for another shape."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
+from genkit.errors import GenkitError
 from genkit.guidance.base import GUIDANCES, Guidance
 
 
@@ -17,6 +20,8 @@ class ClassifierFree(Guidance):
     """
 
     def __init__(self, scale: float = 1.0, annealed: bool = False) -> None:
+        if not math.isfinite(scale):
+            raise GenkitError(f"classifier_free: scale must be a finite number, not {scale}")
         self.scale, self.annealed = scale, annealed
         self.active = scale != 1
 

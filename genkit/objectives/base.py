@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from genkit.backbone import ModelOptions, Transformer, tokens_of
-from genkit.data.base import Encoded, Split
-from genkit.data.views import Continuous
+from genkit.data.base import Split
 from genkit.errors import GenkitError
 from genkit.guidance import Guidance
 from genkit.registry import Registry
-from genkit.types import Batch, DataSpec, Generator, LogProb, Sample, Source
+from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample, Source, View
 
 
 class Objective(nn.Module, abc.ABC):
@@ -25,7 +24,7 @@ class Objective(nn.Module, abc.ABC):
     """
 
     solves: ClassVar[bool] = False
-    view: Continuous
+    view: View
     source: Source
     positions: Tensor
 
@@ -79,6 +78,16 @@ class Objective(nn.Module, abc.ABC):
         """Log-probability (B,) in nats of data x (B, ...), as the data set stores them."""
 
     @property
+    def likelihood(self) -> Kind | None:
+        """The kind of `log_prob`; None where the way the data are read, or the source, leaves none."""
+        return self.view.likelihood if self.source.closed_form else None
+
+    @property
+    def passes(self) -> float:
+        """How often a row goes through a backbone, this one's or a teacher's, in a train step."""
+        return 1.0
+
+    @property
     def device(self) -> torch.device:
         return self.positions.device
 
@@ -89,13 +98,18 @@ class Objective(nn.Module, abc.ABC):
         dropped = torch.rand(len(y), generator=generator, device=y.device) < self.label_dropout
         return y.masked_fill(dropped, -1)
 
-    def labels(self, n: int, y: Tensor | None, guidance: Guidance | None = None) -> Tensor | None:
-        """`y` as this model takes it. Raises GenkitError for classes that do not exist or cannot be guided."""
+    def labels(
+        self, n: int, y: Tensor | None, guidance: Guidance | None = None, *, log_prob: bool = False
+    ) -> Tensor | None:
+        """`y` as this model takes it. Raises GenkitError for classes that do not exist or cannot be guided, and
+        for a guided log-probability."""
         if n < 1:
             raise GenkitError(f"the number of samples must be at least 1, not {n}")
         if guidance is not None and guidance.active and (self.classes is None or self.label_dropout == 0):
             why = "is unconditional" if self.classes is None else "was trained with label_dropout 0"
             raise GenkitError(f"guidance needs a class-conditional model with label dropout; this one {why}")
+        if log_prob and guidance is not None and guidance.active:
+            raise GenkitError("guided samples have no log-probability: set guidance to 1")
         if y is None:
             return None
         if self.classes is None:
@@ -119,13 +133,14 @@ class Objective(nn.Module, abc.ABC):
                 "a model trained on noised or undequantized data has no likelihood of the data: "
                 "train with noise='uniform'"
             )
+        if not self.source.closed_form:
+            raise GenkitError(
+                "the source of this model has no closed-form density, so there is no likelihood"
+            )
         if tuple(x.shape[1:]) != self.spec.shape:
             raise GenkitError(f"data of shape {self.spec.shape} expected, not {tuple(x.shape[1:])}")
         x = self.view.encode(x.to(self.device), generator=generator)
         return x, None if self.classes is None else self.labels(len(x), y)
-
-    def encoded_data(self, data: Split) -> Encoded:
-        return Encoded(data, self.view)
 
 
 OBJECTIVES = Registry(Objective, "objective", "genkit.objectives", given=2)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from genkit.backbone import Condition, Head, ModelOptions, Stem, twice_differentiable
 from genkit.couplings import COUPLINGS, Coupling
-from genkit.data.base import DATASETS, Dataset, Split
+from genkit.data.base import DATASETS, Dataset, Encoded, Split
 from genkit.data.densities import DensitySource
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
@@ -29,7 +29,7 @@ from genkit.guidance import Guidance, guided
 from genkit.objectives.base import OBJECTIVES, Objective, weighted_mean
 from genkit.paths import PATHS, TIMES, Path, Times
 from genkit.solvers import SOLVERS, Solver
-from genkit.types import Batch, DataSpec, Field, Generator, LogProb, Pair, Sample, Source, StandardNormal
+from genkit.types import Batch, DataSpec, Field, Generator, LogProb, Sample, Source, StandardNormal
 
 Divergence = Literal["auto", "exact", "hutchinson"]
 EXACT_DIMS = 16  # up to here the exact divergence is the default
@@ -75,7 +75,7 @@ class FlowMatching(Objective):
             theirs, ours = getattr(teacher and teacher.spec, what, None), getattr(self.spec, what)
             if teacher is not None and theirs != ours:
                 raise GenkitError(f"the teacher was trained on data of {what} {theirs}; these have {ours}")
-        self.coupling.setup(self.encoded_data(data), self.source, teacher)
+        self.coupling.setup(Encoded(data, self.view), self.source, teacher)
 
     @torch.no_grad()
     def prepare(self, batch: Batch, *, generator: Generator = None) -> Batch:
@@ -85,11 +85,17 @@ class FlowMatching(Objective):
         return batch
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        pair = batch.pair or self._unprepared()
+        pair = batch.pair
+        if pair is None:
+            raise GenkitError("loss takes a batch that went through prepare()")
         t = self.times(pair.x1, generator=generator)
         point = self.path(pair.x0, pair.x1, t, generator=generator)
         v = self.velocity(t, point.x_t, self.drop_label(pair.y, generator=generator))
         return {"loss": weighted_mean((v - point.u_t).square(), pair.weight)}
+
+    @property
+    def passes(self) -> float:
+        return 1.0 + self.coupling.passes
 
     def velocity(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         """v(t, x, y): t scalar or (B,), x (B, ...), y (B,) with -1 for the null class."""
@@ -123,16 +129,14 @@ class FlowMatching(Objective):
     ) -> Sample:
         """`sampler`: a solver (default: heun with 16 steps). `start`: source samples to begin from."""
         solver = SOLVERS.build("heun" if sampler is None else sampler)
-        y = self.labels(n, y, guidance)
+        y = self.labels(n, y, guidance, log_prob=return_log_prob)
         x0 = self.start(n, generator=generator) if start is None else start
         field, log_prob = self.field(y, guidance), None
         if return_log_prob:
-            if guidance is not None and guidance.active:
-                raise GenkitError("guided samples have no log-probability: set guidance to 1")
             augmented, pack, unpack = with_divergence(field, x0, generator=generator)
             solution = solver.solve(augmented, pack(x0), generator=generator)
             x, change = unpack(solution.x)
-            log_prob = self._log_prob(self.source.log_prob(x0)[:, None] + change)
+            log_prob = estimate(self.source.log_prob(x0)[:, None] + change)
         else:
             solution = solver.solve(field, x0, generator=generator)
             x = solution.x
@@ -188,16 +192,13 @@ class FlowMatching(Objective):
             differentiable=torch.is_grad_enabled() and wanted,
         )
         x0, change = unpack(solver.solve(augmented, pack(x1), times=solver.times().flip(0)).x)
-        return self._log_prob(self.source.log_prob(x0)[:, None] - change)
+        return estimate(self.source.log_prob(x0)[:, None] - change + self.view.log_volume)
 
-    def _log_prob(self, values: Tensor) -> LogProb:
-        """(B, probes) estimates of the log-density of encoded data -> LogProb of the data."""
-        values = values + self.view.log_volume
-        stderr = values.std(1) / values.shape[1] ** 0.5 if values.shape[1] > 1 else None
-        return LogProb(values.mean(1), "estimate", stderr)
 
-    def _unprepared(self) -> Pair:
-        raise GenkitError("loss takes a batch that went through prepare()")
+def estimate(values: Tensor) -> LogProb:
+    """The mean of estimates (B, probes), with its standard error where there are several."""
+    stderr = values.std(1) / values.shape[1] ** 0.5 if values.shape[1] > 1 else None
+    return LogProb(values.mean(1), "estimate", stderr)
 
 
 def with_divergence(

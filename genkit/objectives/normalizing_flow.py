@@ -109,6 +109,7 @@ class NormalizingFlow(Objective):
         active = guidance is not None and guidance.active and y is not None
         both = torch.cat((y, torch.full_like(y, -1))) if active and y is not None else y
         n, copies = len(z), 2 if active else 1
+        done_share = torch.linspace(0, 1, self.tokens.length, dtype=z.dtype, device=z.device)
         x = self.tokens.split(z)
         log_det = x.new_zeros(n)
         for k, span in reversed(list(enumerate(self.parts))):
@@ -123,11 +124,8 @@ class NormalizingFlow(Objective):
                 h = self.backbone(h, cond, pos=positions[i : i + 1], layers=span.layers, cache=cache)
                 affine = torch.cat(span.affine(h, cond), dim=-1)
                 if active and guidance is not None:
-                    t = torch.tensor(
-                        i / max(self.tokens.length - 1, 1), dtype=affine.dtype, device=affine.device
-                    )
                     conditional, unconditional = affine.chunk(2)
-                    affine = guidance.combine(conditional, unconditional, t)
+                    affine = guidance.combine(conditional, unconditional, done_share[i])
                 a, mu = affine.chunk(2, dim=-1)
                 done.append(todo[:, i : i + 1] * torch.exp(a) + mu)
                 log_det = log_det - a.sum((1, 2))
@@ -148,18 +146,14 @@ class NormalizingFlow(Objective):
         """Inverts noise token by token; after Gaussian augmentation one denoising step follows."""
         if sampler is not None:
             raise GenkitError("a normalizing flow is sampled by inversion: it takes no solver and no steps")
-        y = self.labels(n, y, guidance)
+        y = self.labels(n, y, guidance, log_prob=return_log_prob)
+        if return_log_prob and self.view.sigma:
+            raise GenkitError("samples of a model of noised data are denoised: they have no log-probability")
         active = guidance is not None and guidance.active and y is not None
-        if return_log_prob and active:
-            raise GenkitError("guided samples have no log-probability: set guidance to 1")
         z = self.source.sample(torch.empty(n, *self.spec.shape, device=self.device), generator=generator)
         x, log_det = self.decode(z, y, guidance=guidance)
         calls, passes = len(self.spans) * self.tokens.length, 2.0 if active else 1.0
-        log_prob = None
-        if return_log_prob:
-            if self.view.likelihood is None:
-                raise GenkitError("samples of a model of noised data have no log-probability of the data")
-            log_prob = LogProb(self.source.log_prob(z) + log_det + self.view.log_volume, self.view.likelihood)
+        log_prob = LogProb(self.source.log_prob(z) + log_det, "exact") if return_log_prob else None
         if self.view.sigma:
             x = self.denoise(x, y)
             calls, passes = calls + 1, passes + 1

@@ -91,16 +91,21 @@ class StepCheckpoint(Checkpoint):
         self.seconds = state_dict["seconds"]
 
 
-class FiniteCheck(Callback):
-    """Stops a run whose loss is no longer finite, within `every` steps."""
+class Watch(Callback):
+    """Every `every` steps: stops a run whose loss is no longer finite, and tells `report(step, steps, loss)`."""
 
-    def __init__(self, checkpoint: StepCheckpoint, every: int) -> None:
-        self.checkpoint, self.every = checkpoint, every
+    def __init__(self, checkpoint: StepCheckpoint, report: Report | None, every: int) -> None:
+        self.checkpoint, self.report, self.every = checkpoint, report, every
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step % self.every and step != trainer.max_steps:
+            return
         assert isinstance(pl_module, GenerativeModule)
-        if trainer.global_step % self.every == 0 and int(pl_module.first_bad) >= 0:
+        if int(pl_module.first_bad) >= 0:
             pl_module.check_finite(self.checkpoint.last_good)
+        if self.report is not None:
+            self.report(step, trainer.max_steps, float(trainer.callback_metrics["loss"]))
 
 
 class StopOnInterrupt(Callback):
@@ -127,18 +132,6 @@ class StopOnInterrupt(Callback):
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
-
-
-class ReportProgress(Callback):
-    """Tells `report(step, steps, loss)` every `every` steps."""
-
-    def __init__(self, report: Report, every: int) -> None:
-        self.report, self.every = report, every
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step % self.every == 0 or step == trainer.max_steps:
-            self.report(step, trainer.max_steps, float(trainer.callback_metrics["loss"]))
 
 
 class CsvLog(Logger):

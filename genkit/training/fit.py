@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from genkit.data.base import KeyedBatches, Split
@@ -20,11 +22,10 @@ from genkit.training.callbacks import (
     EMA,
     AtomicCheckpointIO,
     CsvLog,
-    FiniteCheck,
     Report,
-    ReportProgress,
     StepCheckpoint,
     StopOnInterrupt,
+    Watch,
 )
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
@@ -33,10 +34,11 @@ from genkit.types import Batch
 
 @dataclass
 class Fitted:
-    """How training ended: steps taken, seconds over all resumes, and whether Ctrl-C ended it."""
+    """How training ended: steps taken, seconds over all resumes, on what device, and whether Ctrl-C ended it."""
 
     steps: int
     seconds: float
+    device: str
     interrupted: bool
 
 
@@ -50,7 +52,7 @@ class Loader(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
         parts = self.options.accumulate
-        batches = Endless(
+        batches = KeyedBatches(
             self.split.to(self.trainer.strategy.root_device),
             self.options.batch_size // parts,
             seed=self.seed,
@@ -60,12 +62,6 @@ class Loader(L.LightningDataModule):
             world=self.trainer.world_size,
         )
         return DataLoader(batches, batch_size=None)
-
-
-class Endless(KeyedBatches):
-    """Batches without a length: how many are left depends on the step at which training goes on."""
-
-    __len__ = None  # type: ignore[assignment]
 
 
 def fit(
@@ -82,8 +78,9 @@ def fit(
 ) -> Fitted:
     """Trains until options.steps, going on from `folder`/checkpoints/last.ckpt where there is one.
 
-    The objective ends with its averaged weights. Raises GenkitError for a loss that is not finite and for a
-    checkpoint that cannot be read or is of another model.
+    The objective ends on the CPU, with the averaged weights of the last checkpoint. Raises GenkitError for a
+    loss that is not finite, a trainer that cannot be had, and a checkpoint that cannot be read or is of
+    another model.
     """
     trainer = trainer or TrainerOptions()
     quiet()
@@ -92,57 +89,55 @@ def fit(
     last = folder / "checkpoints" / "last.ckpt"
     saved = read_checkpoint(last) if last.exists() else {}
     start = int(saved.get("global_step", 0))
-    if start >= options.steps:  # all steps were taken before: Lightning would not even average the weights
-        return trained(objective, saved, last)
     checkpoint = StepCheckpoint(last, options.checkpoint_every)
     interrupt = StopOnInterrupt()
-    callbacks: list[L.Callback] = [checkpoint, interrupt, FiniteCheck(checkpoint, options.log_every)]
+    callbacks: list[L.Callback] = [checkpoint, interrupt, Watch(checkpoint, report, options.log_every)]
     if options.ema:
         callbacks.append(EMA(options.ema))
-    if report is not None:
-        callbacks.append(ReportProgress(report, options.log_every))
     loggers: list[Any] = [CsvLog(folder / "metrics.csv", start=start)]
     if tensorboard:
         loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
-    lightning = L.Trainer(
-        accelerator=trainer.accelerator,
-        devices=trainer.devices,
-        strategy=trainer.strategy,
-        num_nodes=trainer.num_nodes,
-        precision="bf16-mixed" if options.precision == "bf16" else "32-true",
-        max_steps=options.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=options.accumulate,
-        gradient_clip_val=options.clip,
-        log_every_n_steps=options.log_every,
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
     try:
-        lightning.fit(
-            module, Loader(split, options, seed), ckpt_path=str(last) if start else None, weights_only=True
+        lightning = L.Trainer(
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            strategy=trainer.strategy,
+            num_nodes=trainer.num_nodes,
+            precision="bf16-mixed" if options.precision == "bf16" else "32-true",
+            max_steps=options.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=options.accumulate,
+            gradient_clip_val=options.clip,
+            log_every_n_steps=options.log_every,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
         )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise GenkitError(f"trainer: {error}") from error
+    try:
+        if start < options.steps:
+            loader = Loader(split, options, seed)
+            lightning.fit(module, loader, ckpt_path=str(last) if start else None, weights_only=True)
+        saved = read_checkpoint(last)
+        prefix = "objective."
+        state = {
+            key.removeprefix(prefix): v for key, v in saved["state_dict"].items() if key.startswith(prefix)
+        }
+        objective.cpu().load_state_dict(state)
     except (RuntimeError, KeyError) as error:
         check_other_model(last, error)
         raise
-    return Fitted(lightning.global_step, checkpoint.seconds, interrupt.interrupted)
-
-
-def trained(objective: Objective, saved: dict[str, Any], path: Path) -> Fitted:
-    """Gives the objective the averaged weights of a checkpoint at the last step."""
-    prefix = "objective."
-    state = {key.removeprefix(prefix): v for key, v in saved["state_dict"].items() if key.startswith(prefix)}
-    try:
-        objective.load_state_dict(state)
-    except RuntimeError as error:
-        check_other_model(path, error)
-        raise
-    return Fitted(int(saved["global_step"]), saved["callbacks"]["StepCheckpoint"]["seconds"], False)
+    root = lightning.strategy.root_device
+    device = (
+        torch.cuda.get_device_name(root) if root.type == "cuda" else f"{root.type} ({platform.machine()})"
+    )
+    seconds = saved["callbacks"]["StepCheckpoint"]["seconds"]
+    return Fitted(int(saved["global_step"]), seconds, device, interrupt.interrupted)
 
 
 def check_other_model(path: Path, error: Exception) -> None:

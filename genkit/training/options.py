@@ -15,7 +15,7 @@ class TrainingOptions:
 
     steps: optimizer steps. batch_size: samples of an optimizer step, over all devices and accumulated parts.
     lr, betas, weight_decay: of AdamW; weight decay acts on matrices only.
-    warmup: steps over which the learning rate rises linearly from 0; then it falls as a cosine to
+    warmup: steps over which the learning rate rises linearly to lr; then it falls as a cosine to
         final_lr * lr at the last step.
     clip: largest norm of the gradient; null for none.
     ema: decay of the averaged weights d, warmed up as min(d, (1 + n) / (10 + n)) at update n; 0 for none.
@@ -61,7 +61,11 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """Where training runs, in Lightning's words; the trained model does not depend on it."""
+    """Where training runs, in Lightning's words.
+
+    The global batch and its rows are the same for any number of devices; each device draws noise of its own,
+    and couples within its part of the batch.
+    """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: int | str = 1

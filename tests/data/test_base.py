@@ -90,7 +90,6 @@ def test_loader_workers_keep_the_order() -> None:
     batches = KeyedBatches(split(10), 4, seed=1, start=2, stop=9)
     loader = DataLoader(batches, batch_size=None, num_workers=2)
     assert [batch.index.tolist() for batch in loader] == [batch.index.tolist() for batch in batches]  # type: ignore[union-attr]
-    assert len(loader) == 7
 
 
 @pytest.mark.parametrize(
