@@ -1,8 +1,10 @@
 """The measurements of one trained run, the same for every objective.
 
 run ── samples at each number of steps ──> metrics of samples, seconds, tokens
-    ── test rows ──> bits/dim with its kind
+    ── test rows ──> log-probabilities ──> bits/dim with its kind
     ── trajectories ──> curvature, transport cost
+
+The model works on its own device; the metrics work on the CPU.
 """
 
 from __future__ import annotations
@@ -10,23 +12,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError
-from genkit.files import write_atomically
-from genkit.guidance import Guidance
-from genkit.metrics import METRICS, DataMetric, floor
-from genkit.metrics.frechet import FrechetDistance
+from genkit.guidance import GUIDANCES, Guidance
+from genkit.metrics import Judge
 from genkit.randomness import keyed_generator
 from genkit.recipe import Run
 from genkit.solvers import SOLVERS, Solver
-from genkit.types import DataSpec, Sample
+from genkit.types import LogProb, Sample
 
 SHOWN_IMAGES, SHOWN_POINTS, SHOWN_PATHS = 40, 2000, 500
 Progress = Callable[[str], None]
@@ -36,11 +34,11 @@ Progress = Callable[[str], None]
 class EvaluationOptions:
     """What is measured.
 
-    samples: how many samples, and how many test rows beside them; null for as many as the test part has.
+    samples: how many samples, and as many real rows beside them; null for as many as the smaller part has.
     steps: numbers of solver steps at which flows of pairs are sampled.
     solver: with which they are sampled. guidance: a scale, or a guidance with options; 1 is off.
     likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs. probes: of its trace.
-    seed: of the noise, equal for all arms and all steps.
+    seed: of the noise, equal for all arms and all steps, and of the choice of real rows.
     """
 
     samples: int | None = None
@@ -53,176 +51,128 @@ class EvaluationOptions:
     batch_size: int = 512
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if not self.steps or min(self.steps) < 1:
-            raise GenkitError(f"evaluation: steps must be positive whole numbers, not {self.steps}")
+    def __post_init__(self) -> None:  # a wrong value must show before training, not after
+        if not self.steps or min(self.steps) < 1 or len(set(self.steps)) < len(self.steps):
+            raise GenkitError(f"evaluation: steps must be positive and distinct, not {self.steps}")
         if self.samples is not None and self.samples < 2:
             raise GenkitError(f"evaluation: samples must be at least 2 or null, not {self.samples}")
         for name in ("likelihood_rows", "probes", "batch_size"):
             if getattr(self, name) < 1:
                 raise GenkitError(f"evaluation: {name} must be positive, not {getattr(self, name)}")
+        try:
+            SOLVERS.build(self.solver)
+            likelihood = SOLVERS.build(self.likelihood)
+            self.built_guidance()
+        except GenkitError as error:
+            raise GenkitError(f"evaluation: {error}") from None
+        if likelihood.needs - {"velocity"}:
+            raise GenkitError(
+                f"evaluation: likelihood needs a solver of velocity alone, such as heun, not {self.likelihood}"
+            )
 
-    def count(self, dataset: Dataset) -> int:
-        return len(dataset.split("test")) if self.samples is None else self.samples
+    def built_guidance(self) -> Guidance:
+        scale = self.guidance
+        if isinstance(scale, (int, float)):
+            return GUIDANCES.build({"name": "classifier_free", "scale": float(scale)})
+        return GUIDANCES.build(scale)
+
+    def judge(self, dataset: Dataset) -> Judge:
+        """Raises GenkitError for more samples than there are real rows."""
+        try:
+            return Judge(dataset, self.samples, seed=self.seed)
+        except GenkitError as error:
+            raise GenkitError(f"evaluation: {error}") from None
 
 
 def evaluate(
-    run: Run, options: EvaluationOptions, *, progress: Progress = lambda message: None
-) -> dict[str, Any]:
-    """All figures of one run, as plain data; its shown samples go to samples.safetensors in the run folder."""
-    spec, guidance = run.spec, run.guidance(options.guidance)
-    count = options.count(run.dataset)
-    reference = rows(run.dataset, "test", count)
-    y = classes_in_turn(count, run.objective.classes)
+    run: Run, options: EvaluationOptions, judge: Judge, *, progress: Progress = lambda message: None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All figures of one run as plain data, and samples to show by name."""
+    spec = run.spec
+    y = classes_in_turn(judge.count, run.objective.classes)
     points: list[dict[str, Any]] = []
     shown: dict[str, Tensor] = {}
-    for solver in solvers_of(run, options):
-        progress(f"sampling, {solver.steps} steps" if solver else "sampling")
-        sample_in_batches(run, options, solver, guidance, y, count=min(4, count))  # warm-up
+    for steps in options.steps if run.objective.solves else [None]:
+        progress(f"sampling, {steps} steps" if steps else "sampling")
+        solver = run.solver(options.solver, steps) if steps else None
+        sample_in_batches(run, options, solver, y, count=min(4, judge.count))  # warm-up
         start = time.perf_counter()
-        sample = sample_in_batches(run, options, solver, guidance, y, count=count)
+        sample = sample_in_batches(run, options, solver, y, count=judge.count)
         seconds = time.perf_counter() - start
         points.append(
             {
                 "nfe": sample.nfe,
-                "steps": solver.steps if solver else None,
+                "steps": steps,
                 "seconds": seconds,
                 "tokens": sample.tokens,
-                **sample_metrics(sample.x, y, reference, run.dataset),
+                **judge.samples(sample.x, y),
             }
         )
-        shown[f"nfe_{sample.nfe}"] = sample.x[: SHOWN_IMAGES if spec.image else SHOWN_POINTS]
-    result: dict[str, Any] = {
-        "points": points,
-        "bits_per_dim": None,
-        "curvature": None,
-        "transport_cost": None,
-    }
-    if run.objective.view.likelihood is not None:
+        shown[shown_as(points[-1])] = sample.x[: SHOWN_IMAGES if spec.image else SHOWN_POINTS]
+    result: dict[str, Any] = {"points": points, "bits_per_dim": None}
+    if run.objective.likelihood is not None:
         progress("likelihood")
-        result["bits_per_dim"] = bits_per_dim(run, options)
+        result |= judge.log_probs(log_probs(run, options))
     if run.objective.solves:
         progress("trajectories")
+        count = min(SHOWN_PATHS, judge.count, options.batch_size)
         states, times = run.objective.trajectory(
-            min(SHOWN_PATHS, count),
-            None if y is None else y[:SHOWN_PATHS],
+            count,
+            None if y is None else y[:count],
             sampler=SOLVERS.build("euler", steps=32),
-            generator=keyed_generator(options.seed, "evaluate"),
+            generator=noise(run, options, 0),
         )
-        metric = METRICS.build("trajectories", spec)
-        metric.update(states, times)
-        result |= {name: float(value) for name, value in metric.compute().items()}
+        states = [state.cpu() for state in states]
+        result |= judge.trajectories(states, times)
         if not spec.image:
             shown["trajectory"] = torch.stack(states)
-    shown = {name: value.contiguous() for name, value in shown.items()}
-    write_atomically(run.folder / "samples.safetensors", lambda file: file.write(save(shown)))
-    return result
+    return result, {name: value.contiguous() for name, value in shown.items()}
 
 
-def solvers_of(run: Run, options: EvaluationOptions) -> Iterator[Solver | None]:
-    """The solver at each number of steps; None, once, for a model that takes no solver."""
-    if not run.objective.solves:
-        yield None
-        return
-    chosen = options.solver if isinstance(options.solver, dict) else {"name": options.solver}
-    for steps in options.steps:
-        yield SOLVERS.build({**chosen, "steps": steps})
+def shown_as(point: dict[str, Any]) -> str:
+    """The name under which the shown samples of a point are kept."""
+    return f"steps_{point['steps']}" if point["steps"] else "samples"
+
+
+def noise(run: Run, options: EvaluationOptions, start: int) -> torch.Generator:
+    """The randomness of the batch whose first row is `start`, on the device of the model."""
+    return keyed_generator(options.seed, "evaluate", start, device=run.objective.device)
 
 
 def sample_in_batches(
-    run: Run,
-    options: EvaluationOptions,
-    solver: Solver | None,
-    guidance: Guidance,
-    y: Tensor | None,
-    *,
-    count: int,
+    run: Run, options: EvaluationOptions, solver: Solver | None, y: Tensor | None, *, count: int
 ) -> Sample:
-    """`count` samples; the noise depends on the seed alone, not on the solver."""
-    generator = keyed_generator(options.seed, "evaluate", device=run.objective.device)
+    """`count` samples on the CPU; each batch starts from noise that depends on the seed alone."""
     parts = [
         run.objective.sample(
             len(part),
             None if y is None else y[part],
             sampler=solver,
-            guidance=guidance if run.objective.classes is not None else None,
-            generator=generator,
+            guidance=options.built_guidance() if y is not None else None,
+            generator=noise(run, options, int(part[0])),
         )
         for part in torch.arange(count).split(options.batch_size)
     ]
     return Sample(torch.cat([part.x.cpu() for part in parts]), parts[0].nfe, parts[0].tokens)
 
 
-def sample_metrics(x: Tensor, y: Tensor | None, reference: Tensor, dataset: Dataset) -> dict[str, float]:
-    """Every metric of samples in the registry that applies to the data, by its name."""
-    values = {}
-    for name, metric in sample_metrics_of(dataset.spec):
-        if metric.reads == "samples":
-            metric.update(reference, real=True)
-            metric.update(x, real=False)
-            values[name] = float(metric.compute())
-        elif metric.reads == "labels" and y is not None:
-            metric.update(x, y)
-            values[name] = float(metric.compute())
-        elif metric.reads == "parts":
-            metric.update(rows(dataset, "train", len(dataset.split("train"))), "train")
-            metric.update(reference, "test")
-            metric.update(x, "sample")
-            values[name] = float(metric.compute()["sample"])
-    return values
-
-
-def sample_metrics_of(spec: DataSpec) -> Iterator[tuple[str, DataMetric]]:
-    for name in METRICS.names():
-        cls = METRICS.get(name)
-        if cls.reads in ("samples", "labels", "parts") and cls.applies(spec):
-            yield name, METRICS.build(name, spec)
-
-
-def bits_per_dim(run: Run, options: EvaluationOptions) -> dict[str, Any]:
-    """Bits/dim of test rows with the standard error over rows, and the kind of likelihood."""
+def log_probs(run: Run, options: EvaluationOptions) -> Iterator[LogProb]:
+    """Log-probabilities of test rows, batch by batch, on the CPU."""
     split = run.dataset.split("test")
-    count = min(options.likelihood_rows, len(split))
-    x, y = split.take(
-        torch.randperm(len(split), generator=keyed_generator(options.seed, "likelihood"))[:count]
-    )
+    order = torch.randperm(len(split), generator=keyed_generator(options.seed, "likelihood"))
     settings = {"sampler": options.likelihood, "probes": options.probes} if run.objective.solves else {}
-    metric = METRICS.build("bits_per_dim", run.spec)
-    for part in torch.arange(count).split(options.batch_size):
-        labels = None if y is None or run.objective.classes is None else y[part]
-        metric.update(run.log_prob(x[part], labels, seed=options.seed, **settings))
-    found = metric.compute()
-    return {"value": float(found["bits_per_dim"]), "stderr": float(found["stderr"]), "kind": found["kind"]}
-
-
-def floors(dataset: Dataset, options: EvaluationOptions) -> dict[str, float]:
-    """What each metric gives for real training rows in place of samples, at the same count."""
-    train, test = dataset.split("train"), dataset.split("test")
-    count = min(options.count(dataset), len(train), len(test))
-    values = {}
-    for name, metric in sample_metrics_of(dataset.spec):
-        if metric.reads == "samples":
-            build = partial(METRICS.build, name, dataset.spec)
-            values[name] = float(floor(build, train, test, count=count))
-        elif metric.reads == "parts":
-            held_out = rows(dataset, "test", count)
-            metric.update(rows(dataset, "train", len(train)), "train")
-            metric.update(held_out, "test")
-            metric.update(held_out, "sample")
-            values[name] = float(metric.compute()["test"])
-    return values
-
-
-def rows(dataset: Dataset, part: Literal["train", "test"], count: int) -> Tensor:
-    """The first `count` rows of a part (all, where it has fewer), on the CPU."""
-    split = dataset.split(part)
-    return split.take(torch.arange(min(count, len(split))))[0].cpu()
+    start = 0
+    for part in order[: options.likelihood_rows].split(options.batch_size):
+        x, y = split.take(part)
+        found = run.objective.log_prob(
+            x,
+            None if run.objective.classes is None else y,
+            generator=noise(run, options, start),
+            **settings,
+        )
+        start += len(part)
+        yield LogProb(found.value.cpu(), found.kind, None if found.stderr is None else found.stderr.cpu())
 
 
 def classes_in_turn(count: int, classes: int | None) -> Tensor | None:
     return torch.arange(count) % classes if classes else None
-
-
-def extractor_hash(spec: DataSpec) -> str | None:
-    """The hash of the feature extractor that Fréchet distances of these data are taken on."""
-    return FrechetDistance(spec).extractor_hash if FrechetDistance.applies(spec) else None

@@ -26,6 +26,7 @@ from matplotlib.transforms import ScaledTranslation
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from genkit.compare.evaluate import shown_as
 from genkit.errors import GenkitError
 from genkit.files import write_atomically
 
@@ -493,9 +494,9 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
 
 def _shown(arm: Json, held: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
     """(caption, samples) of the first seed at 1, 2, 4, 8, 32 steps; where there are none, at six."""
-    points = [point for point in arm["runs"][0]["points"] if f"nfe_{point['nfe']}" in held]
+    points = [point for point in arm["runs"][0]["points"] if shown_as(point) in held]
     wanted = [point for point in points if point.get("steps") in (None, 1, 2, 4, 8, 32)]
-    return [(steps_label(point), held[f"nfe_{point['nfe']}"]) for point in (wanted or points)[:6]]
+    return [(steps_label(point), held[shown_as(point)]) for point in (wanted or points)[:6]]
 
 
 def _blocks(report: Json, out: Path) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:

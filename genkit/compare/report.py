@@ -669,7 +669,7 @@ class _Page:
             "Extractor hash": evaluation.get("extractor_hash") or "–",
             "Samples": f"{evaluation['samples']:,} for each arm, seed and number of evaluations",
             "Noise": f"seed {evaluation['seed']}, the same for all arms",
-            "Solver": f"{evaluation['solver']} at {_list(evaluation['nfe'] or ['–'])} network evaluations",
+            "Solver": f"{evaluation['solver']} at {_list(evaluation['steps'])} steps",
             "Guidance": f"{evaluation['guidance']}",
             "Machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
         }

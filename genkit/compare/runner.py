@@ -9,6 +9,7 @@ import copy
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,20 +18,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from genkit.compare.evaluate import (
-    SHOWN_IMAGES,
-    SHOWN_POINTS,
-    EvaluationOptions,
-    evaluate,
-    extractor_hash,
-    floors,
-)
+from genkit.compare.evaluate import SHOWN_IMAGES, SHOWN_POINTS, EvaluationOptions, evaluate
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose
 from genkit.files import write_atomically, write_json
+from genkit.metrics import Judge
+from genkit.metrics.extractor import PINNED
+from genkit.objectives import Objective
 from genkit.randomness import keyed_generator
 from genkit.recipe import (
     KEYS,
@@ -42,7 +40,8 @@ from genkit.recipe import (
     read_yaml,
     train,
 )
-from genkit.registry import resolve_options
+from genkit.registry import plugins_behind, resolve_options
+from genkit.types import DataSpec
 
 
 class Listener(Protocol):
@@ -84,8 +83,8 @@ class Comparison:
         if not isinstance(given, Mapping):
             raise GenkitError(f"{source}: evaluation must be a mapping of options, not {given!r}")
         evaluation = resolve_options(EvaluationOptions, given, f"{source}: evaluation")
-        EvaluationOptions(**evaluation)
         comparison = cls(str(config.get("name") or Path(path).stem), config, arms, evaluation, source)
+        comparison.options()
         comparison.ordered()
         return comparison
 
@@ -116,17 +115,62 @@ class Comparison:
                 )
         return order
 
-    def check(self) -> None:
-        """Builds every arm without weights: what cannot be built is known before anything is trained."""
-        datasets: dict[str, Dataset] = {}
-        for arm in self.arms:
-            recipe = self.recipe(arm, 0)
-            key = json.dumps(recipe.config["data"], sort_keys=True)
-            if key not in datasets:
-                datasets[key] = recipe.dataset()
-            recipe.check(datasets[key].spec)
-        if len(datasets) != 1:
+    def options(self) -> EvaluationOptions:
+        return EvaluationOptions(**self.evaluation)
+
+    def dataset(self) -> Dataset:
+        """The data of all arms. Raises GenkitError where they have not one data set in common."""
+        first, *others = (self.recipe(arm, 0) for arm in self.arms)
+        if any(other.config["data"] != first.config["data"] for other in others):
             raise GenkitError(f"{self.source}: all arms of a comparison train on the same data")
+        return first.dataset()
+
+    def check(self) -> dict[str, Run]:
+        """Builds every arm without weights, and loads the teachers that are run folders, which it returns.
+
+        What cannot be built, taught or evaluated is known before anything is trained.
+        """
+        dataset, options = self.dataset(), self.options()
+        spec = dataset.spec
+        options.judge(dataset)
+        objectives = {arm: self._built(self.recipe(arm, 0), spec, options) for arm in self.arms}
+        folders: dict[str, Run] = {}
+        for arm, objective in objectives.items():
+            name = self.recipe(arm, 0).teacher
+            if name is None:
+                if getattr(getattr(objective, "coupling", None), "needs_teacher", False):
+                    raise GenkitError(
+                        f"{self.source}: arms.{arm}: its coupling needs a teacher: set teacher=ARM or a run folder"
+                    )
+                continue
+            if name not in self.arms:
+                folders[name] = load(name)
+            teacher = objectives[name] if name in self.arms else folders[name].objective
+            for what in ("shape", "levels", "classes"):
+                theirs, ours = getattr(teacher.spec, what), getattr(spec, what)
+                if theirs != ours:
+                    raise GenkitError(
+                        f"{self.source}: arms.{arm}: the teacher {name} was trained on data of {what} {theirs}; "
+                        f"these have {ours}"
+                    )
+            if not hasattr(teacher, "encode"):
+                raise GenkitError(
+                    f"{self.source}: arms.{arm}: the teacher {name} cannot give data a code, as a normalizing "
+                    f"flow does; {type(teacher).__name__} does not"
+                )
+        return folders
+
+    def _built(self, recipe: Recipe, spec: DataSpec, options: EvaluationOptions) -> Objective:
+        """An arm without weights, if it can be evaluated."""
+        recipe.check(spec)
+        with torch.device("meta"):
+            objective = recipe.objective(spec)
+        if objective.classes is not None:
+            try:
+                objective.labels(1, None, options.built_guidance())
+            except GenkitError as error:
+                raise GenkitError(f"{recipe.source}: evaluation.guidance: {error}") from None
+        return objective
 
 
 def compare(
@@ -139,15 +183,16 @@ def compare(
     """
     if seeds < 1:
         raise GenkitError(f"--seeds must be at least 1, not {seeds}")
-    comparison.check()
-    options = EvaluationOptions(**comparison.evaluation)
+    teachers = comparison.check()
+    options, dataset = comparison.options(), comparison.dataset()
+    judge, spec = options.judge(dataset), dataset.spec
     runs: dict[tuple[str, int], Run] = {}
     arms: dict[str, Any] = {arm: {"runs": []} for arm in comparison.arms}
     for seed in range(seeds):
         for arm in comparison.ordered():
             recipe = comparison.recipe(arm, seed)
             name = recipe.teacher
-            teacher = None if name is None else runs[name, seed] if name in comparison.arms else load(name)
+            teacher = None if name is None else teachers.get(name) or runs[name, seed]
             run = train_arm(recipe, out / folder_name(arm, seed), teacher, listener)
             runs[arm, seed] = run
             objective = recipe.config["objective"]
@@ -157,13 +202,11 @@ def compare(
                 "teacher": name,
                 "conditional": run.objective.classes is not None,
             }
-            figures = evaluated(run, options, listener)
+            figures = evaluated(run, options, listener, judge=judge)
             arms[arm]["runs"].append({"seed": seed, **cost(run, teacher), "curve": curve(run), **figures})
 
     first = next((run for run in runs.values() if run.objective.solves), next(iter(runs.values())))
-    dataset, spec = first.dataset, first.spec
     save_data(first, out, options)
-    points = [point for arm in arms.values() for run in arm["runs"] for point in run["points"]]
     return {
         "name": comparison.name,
         "data": {
@@ -178,13 +221,13 @@ def compare(
         },
         "evaluation": {
             **comparison.evaluation,
-            "samples": options.count(dataset),
+            "samples": judge.count,
             "solver": comparison.evaluation["solver"]["name"],
-            "nfe": sorted({point["nfe"] for point in points if point["steps"]}),
-            "extractor": spec.name if extractor_hash(spec) else None,
-            "extractor_hash": extractor_hash(spec),
+            "extractor": spec.name if spec.name in PINNED else None,
+            "extractor_hash": PINNED.get(spec.name),
         },
-        "floor": floors(dataset, options),
+        "metrics": judge.about(),
+        "floor": judge.floors(),
         "machine": {key: first.environment.get(key) for key in ("device", "threads", "torch")},
         "arms": arms,
     }
@@ -199,10 +242,10 @@ def train_arm(recipe: Recipe, folder: Path, teacher: Run | None, listener: Liste
     held = read_environment(folder)
     fingerprint = recipe.fingerprint(recipe.dataset().hash, teacher.hash if teacher else None)
     if held and held.get("fingerprint") != fingerprint:
-        aside = folder.parent / "stale" / f"{folder.name}-{str(held.get('fingerprint'))[:8]}"
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        if aside.exists():
-            aside = aside.with_name(f"{aside.name}-{sum(1 for _ in aside.parent.iterdir())}")
+        stale = folder.parent / "stale"
+        stale.mkdir(parents=True, exist_ok=True)
+        names = (f"{folder.name}-{str(held.get('fingerprint'))[:8]}-{i}" for i in itertools.count(1))
+        aside = next(stale / name for name in names if not (stale / name).exists())
         folder.rename(aside)
         if listener:
             listener.message(folder.name, f"was of another recipe: moved to {aside}")
@@ -228,24 +271,48 @@ def cost(run: Run, teacher: Run | None) -> dict[str, Any]:
     }
 
 
-def evaluated(run: Run, options: EvaluationOptions, listener: Listener | None = None) -> dict[str, Any]:
-    """`evaluate`, from the run folder where it was done for the same weights and options."""
+def evaluated(
+    run: Run, options: EvaluationOptions, listener: Listener | None = None, *, judge: Judge | None = None
+) -> dict[str, Any]:
+    """`evaluate`, from the run folder where it was done before for the same weights, data, options and code.
+
+    Its evaluation.json and samples.safetensors each hold the key of what they were made from.
+    """
+    judge = judge or options.judge(run.dataset)
     plain = json.loads(json.dumps(dataclasses.asdict(options), default=repr))
-    extractor = extractor_hash(run.spec)
-    key = hashlib.sha256(json.dumps([run.hash, plain, extractor], sort_keys=True).encode()).hexdigest()
-    path = run.folder / "evaluation.json"
-    if path.is_file() and (run.folder / "samples.safetensors").is_file():
-        try:
-            kept = json.loads(path.read_text())
-        except ValueError:
-            kept = {}
-        if kept.get("key") == key:
-            return kept["result"]
-    result = evaluate(
-        run, options, progress=lambda text: listener.message(run.name, text) if listener else None
+    extractor = PINNED.get(run.spec.name)
+    plugins = plugins_behind({*judge.names, *names_in(plain)})
+    made_from = [run.hash, run.dataset.hash, plain, extractor, judge.names, plugins]
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    path, samples = run.folder / "evaluation.json", run.folder / "samples.safetensors"
+    kept = kept_evaluation(path, samples, key)
+    if kept is not None:
+        return kept
+    result, shown = evaluate(
+        run, options, judge, progress=lambda text: listener.message(run.name, text) if listener else None
     )
+    write_atomically(samples, lambda file: file.write(save(shown, metadata={"key": key})))
     write_json(path, {"key": key, "options": plain, "extractor_hash": extractor, "result": result})
     return result
+
+
+def kept_evaluation(path: Path, samples: Path, key: str) -> dict[str, Any] | None:
+    """The result in `path`, if both files are whole and were made from what `key` stands for."""
+    try:
+        kept = json.loads(path.read_text())
+        with safe_open(samples, framework="pt") as file:
+            keys = {kept["key"], (file.metadata() or {}).get("key")}
+        return kept["result"] if keys == {key} else None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
+
+
+def names_in(options: Any) -> set[str]:
+    """Every `name` of solvers, grids and the like in plain options."""
+    if not isinstance(options, Mapping):
+        return set()
+    found = {name for value in options.values() for name in names_in(value)}
+    return found | ({options["name"]} if "name" in options else set())
 
 
 def curve(run: Run) -> list[list[float]]:

@@ -1,5 +1,6 @@
 """Metrics (torchmetrics classes). A new metric is one class in one file of this package."""
 
-from genkit.metrics.base import METRICS, DataMetric, floor
+from genkit.metrics.base import METRICS, DataMetric
+from genkit.metrics.judge import Judge
 
-__all__ = ["METRICS", "DataMetric", "floor"]
+__all__ = ["METRICS", "DataMetric", "Judge"]

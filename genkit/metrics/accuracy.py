@@ -23,6 +23,7 @@ class ClassAccuracy(DataMetric, MulticlassAccuracy):
     """
 
     reads = "labels"
+    words = "share of samples of the class asked for"
     higher_is_better = True
 
     @classmethod

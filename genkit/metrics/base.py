@@ -1,11 +1,12 @@
-"""What all metrics share: the registry, how they are built and fed, and the floor of a metric.
+"""What all metrics share: the registry, and how they are built and fed (by `genkit.metrics.judge`).
 
 A metric is built from the data's spec, METRICS.build("frechet", spec) or with options in a mapping, and reads
 data as the data set stores it (integer levels or real values). `reads` says how it is fed:
 
     samples    | update(x, real=True) for reference rows, update(x, real=False) for samples; a number
     labels     | update(x, y): samples with the classes that were asked for; a number
-    parts      | update(x, part) with part "train", "test" or "sample"; a mapping
+    parts      | update(x, part) with part "train" (first, all rows), "test" or "sample"; a mapping of "test"
+               | and "sample", as far as there are rows of them
     log_prob   | update(log_prob): a LogProb of test rows; a mapping
     trajectory | update(states, times): what a solver passed through, in encoded units; a mapping
 
@@ -14,24 +15,28 @@ All work in float64, and all states reduce over processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from genkit.data.base import Split
 from genkit.errors import GenkitError
 from genkit.registry import Registry
 from genkit.types import DataSpec
 
 
 class DataMetric(Metric):
-    """A metric of data. Its constructor takes the spec first, then its options."""
+    """A metric of data. Its constructor takes the spec first, then its options.
+
+    words: its name in a report; its name in the registry, where it says nothing.
+    priority: the distance that judges a comparison is the one with the highest.
+    higher_is_better: None for a figure that has no better end.
+    """
 
     reads: ClassVar[Literal["samples", "labels", "parts", "log_prob", "trajectory"]]
+    words: ClassVar[str] = ""
+    priority: ClassVar[int] = 0
     full_state_update = False
     is_differentiable = False
 
@@ -88,26 +93,3 @@ def gathered(rows: list[Tensor], what: str) -> Tensor:
     if count < 2:
         raise GenkitError(f"a metric of two samples needs at least two {what}, not {count}")
     return dim_zero_cat(rows).double()
-
-
-def floor(
-    metric: Callable[[], DataMetric], train: Split, test: Split, *, count: int | None = None, seed: int = 0
-) -> Tensor:
-    """What a metric that reads "samples" gives for real data: train rows as samples, test rows as reference.
-
-    A perfect model cannot be expected to go below it at this count. Both sides have `count` rows (by default
-    as many as the smaller part has), chosen by `seed`.
-    Raises GenkitError for a count that a part does not have, or a metric that reads something else.
-    """
-    largest = min(len(train), len(test))
-    count = largest if count is None else count
-    if not 2 <= count <= largest:
-        raise GenkitError(f"a floor at {count} rows needs 2..{largest} of them in both parts")
-    built = metric()
-    if built.reads != "samples":
-        raise GenkitError(f"{type(built).__name__} reads {built.reads}: only a metric of samples has a floor")
-    generator = torch.Generator().manual_seed(seed)
-    for part, real in ((train, False), (test, True)):
-        x, _ = part.take(torch.randperm(len(part), generator=generator)[:count])
-        built.update(x, real=real)
-    return built.compute()

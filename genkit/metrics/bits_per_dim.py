@@ -21,7 +21,7 @@ class BitsPerDim(DataMetric):
 
     update(log_prob): LogProb with value (B,) nats of the data. compute() gives
 
-        bits_per_dim  the mean over rows
+        value         the mean over rows, in bits/dim
         stderr        its standard error over rows, std / sqrt(N); nan for one row
         monte_carlo   the part of it that more Monte Carlo draws would remove, sqrt(sum stderr^2) / N
         kind          "exact", "bound" or "estimate"
@@ -31,6 +31,7 @@ class BitsPerDim(DataMetric):
     """
 
     reads = "log_prob"
+    words = "bits/dim"
     higher_is_better = False
 
     moments: Tensor
@@ -61,7 +62,7 @@ class BitsPerDim(DataMetric):
         mean = total / n
         variance = (squares - n * mean.square()).clamp(min=0) / (n - 1)
         return {
-            "bits_per_dim": mean,
+            "value": mean,
             "stderr": (variance / n).sqrt(),
             "monte_carlo": errors.sqrt() / n,
             "kind": kind,

@@ -22,6 +22,8 @@ class EnergyDistance(TwoSample):
     Raises what TwoSample raises.
     """
 
+    words = "energy distance"
+
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         n, m = len(x), len(y)
         across = _sum_of_distances(x, y) / (n * m)

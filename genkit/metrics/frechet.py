@@ -26,6 +26,8 @@ class FrechetDistance(DataMetric, FrechetInceptionDistance):
     """
 
     reads = "samples"
+    words = "Fréchet distance"
+    priority = 2
     higher_is_better = False
 
     @classmethod

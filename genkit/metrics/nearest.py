@@ -13,6 +13,7 @@ from genkit.metrics.base import METRICS, DataMetric, flat
 from genkit.types import DataSpec
 
 Part = Literal["train", "test", "sample"]
+MEASURED: tuple[Part, ...] = ("test", "sample")
 BLOCK = 2048  # rows of a block of distances: bounds memory at BLOCK^2 numbers
 
 
@@ -20,43 +21,50 @@ BLOCK = 2048  # rows of a block of distances: bounds memory at BLOCK^2 numbers
 class Nearest(DataMetric):
     """Euclidean distance to the nearest training row, of samples beside test rows: memorization.
 
-    update(x, part): x (B, *shape), part "train", "test" or "sample". compute() gives
+    update(x, part): x (B, *shape), part "train", "test" or "sample"; all training rows come first. compute()
 
         sample  mean over samples of min_j |x - train_j|, in the data's units
         test    the same of test rows: what a fresh real row has
         ratio   sample / test: far below 1 for a model that repeats its training data
 
+    of the parts that have rows. Each process is given all training rows.
     Meehan et al. 2020, A non-parametric test to detect data-copying (https://arxiv.org/abs/2004.05675).
-    Raises GenkitError for an unknown part, rows of another shape, and a part without rows.
+    Raises GenkitError for an unknown part, rows of another shape, a part before the training rows, and
+    nothing to measure.
     """
 
     reads = "parts"
+    words = "distance to the nearest training sample"
 
     train_rows: list[Tensor]
-    test_rows: list[Tensor]
-    sample_rows: list[Tensor]
+    sums: Tensor
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         self.spec = spec
-        for part in ("train", "test", "sample"):
-            self.add_state(f"{part}_rows", [], dist_reduce_fx="cat")
+        self.add_state("train_rows", [], dist_reduce_fx="cat")
+        # of test, sample: rows, and the sum of their distances
+        self.add_state("sums", torch.zeros(2, 2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, x: Tensor, part: Part) -> None:
-        if part not in ("train", "test", "sample"):
-            raise choose(part, ("train", "test", "sample"), "part")
-        getattr(self, f"{part}_rows").append(flat(x, self.spec))
+        if part not in ("train", *MEASURED):
+            raise choose(part, ("train", *MEASURED), "part")
+        rows = flat(x, self.spec)
+        if part == "train":
+            self.train_rows.append(rows)
+            return
+        if len(self.train_rows) == 0:
+            raise GenkitError("the distance to the nearest training row needs the training rows first")
+        distances = nearest(rows.double(), dim_zero_cat(self.train_rows).double())
+        self.sums[MEASURED.index(part)] += torch.stack([torch.ones_like(distances), distances]).sum(1)
 
     def compute(self) -> dict[str, Tensor]:
-        train, test, sample = (self._rows(part) for part in ("train", "test", "sample"))
-        of_sample, of_test = (nearest(rows, train).mean() for rows in (sample, test))
-        return {"sample": of_sample, "test": of_test, "ratio": of_sample / of_test}
-
-    def _rows(self, part: str) -> Tensor:
-        rows = getattr(self, f"{part}_rows")
-        if len(rows) == 0:
-            raise GenkitError(f"the distance to the nearest training row needs {part} rows")
-        return dim_zero_cat(rows).double()
+        found = {
+            part: total / count for part, (count, total) in zip(MEASURED, self.sums, strict=True) if count > 0
+        }
+        if not found:
+            raise GenkitError("the distance to the nearest training row needs test rows or samples")
+        return found | ({"ratio": found["sample"] / found["test"]} if len(found) == 2 else {})
 
 
 def nearest(x: Tensor, others: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.metrics.base import METRICS, TwoSample
+from genkit.randomness import keyed_generator
 from genkit.types import DataSpec
 
 
@@ -22,6 +23,9 @@ class SlicedWasserstein(TwoSample):
     Raises GenkitError for fewer than one projection, and what TwoSample raises.
     """
 
+    words = "sliced Wasserstein distance"
+    priority = 1
+
     def __init__(self, spec: DataSpec, projections: int = 512, seed: int = 0) -> None:
         super().__init__(spec)
         if projections < 1:
@@ -29,7 +33,7 @@ class SlicedWasserstein(TwoSample):
         self.projections, self.seed = projections, seed
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = keyed_generator(self.seed, "projections")
         theta = torch.randn(self.projections, x.shape[1], generator=generator, dtype=torch.float64)
         theta = torch.nn.functional.normalize(theta, dim=1).to(x.device)
         squares = [wasserstein_1d(x @ part.T, y @ part.T) for part in theta.split(64)]

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from genkit.compare import figures
+from genkit.compare.evaluate import shown_as
 from genkit.compare.figures import Stat, by_nfe, looks, main_measure, measures, spent, stat
 from genkit.errors import GenkitError
 
@@ -117,7 +118,7 @@ def image_report(seeds: int = 1) -> dict:
         "evaluation": {
             "samples": 360,
             "solver": "euler",
-            "nfe": NFE,
+            "steps": NFE,
             "guidance": 1.0,
             "seed": 0,
             "extractor": "digits",
@@ -177,9 +178,9 @@ def save_samples(report: dict, out, levels: np.ndarray | None = None) -> None:
                 blur = 1.0 / point["nfe"]
                 if image:
                     x = real[40:80] + generator.normal(0, 6 * blur, (40, *shape))
-                    held[f"nfe_{point['nfe']}"] = np.clip(np.round(x), 0, 16).astype(np.int64)
+                    held[shown_as(point)] = np.clip(np.round(x), 0, 16).astype(np.int64)
                 else:
-                    held[f"nfe_{point['nfe']}"] = moons(2000, generator) + generator.normal(
+                    held[shown_as(point)] = moons(2000, generator) + generator.normal(
                         0, blur, (2000, 2)
                     ).astype(np.float32)
             if not image and arm["objective"] == "flow_matching":
@@ -327,11 +328,13 @@ def test_samples_show_pixels_as_they_are():
 
 def test_shown_steps_are_the_doubling_ones_or_else_those_there_are():
     arm = copy.deepcopy(image_report()["arms"]["fm-ot"])
-    held = {f"nfe_{nfe}": np.zeros(1) for nfe in NFE}
+    held = {f"steps_{steps}": np.zeros(1) for steps in NFE}
     captions = [caption for caption, _ in figures._shown(arm, held)]
     assert captions == ["1 step", "2 steps", "4 steps", "8 steps", "32 steps"]
     arm["runs"][0]["points"] = [{"nfe": 6, "steps": 3}, {"nfe": 10, "steps": 5}]
-    captions = [caption for caption, _ in figures._shown(arm, {"nfe_6": np.zeros(1), "nfe_10": np.zeros(1)})]
+    captions = [
+        caption for caption, _ in figures._shown(arm, {"steps_3": np.zeros(1), "steps_5": np.zeros(1)})
+    ]
     assert captions == ["3 steps (6 evaluations)", "5 steps (10 evaluations)"]
 
 

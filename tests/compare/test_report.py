@@ -343,7 +343,7 @@ def test_columns_are_classes_of_conditional_arms_only():
 
 def test_guidance_with_options_and_missing_words_do_not_break_the_page(tmp_path, unillustrated):
     report = image_report()
-    report["evaluation"] |= {"guidance": {"name": "classifier_free", "scale": 1.5}, "nfe": []}
+    report["evaluation"] |= {"guidance": {"name": "classifier_free", "scale": 1.5}}
     report["data"] |= {"class_names": [], "classes": None}
     report["floor"] = {}
     text = Page(write_report(report, tmp_path).read_text()).text

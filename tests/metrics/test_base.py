@@ -4,10 +4,9 @@ import pytest
 import torch
 from torchmetrics import Metric
 
-from genkit.data import DATASETS, TensorSplit
+from genkit.data import DATASETS
 from genkit.errors import GenkitError
-from genkit.metrics import METRICS, floor
-from genkit.types import DataSpec
+from genkit.metrics import METRICS
 
 DIGITS = DATASETS.build("digits")
 TWO_SAMPLE = [name for name in METRICS.names() if METRICS.get(name).reads == "samples"]
@@ -90,27 +89,3 @@ def test_one_row_or_another_shape_is_refused(name):
         metric.compute()
     with pytest.raises(GenkitError, match=r"\(1, 8, 8\).*not \(3, 8, 8\)"):
         metric.update(torch.zeros(2, 3, 8, 8, dtype=torch.int64), real=False)
-
-
-def test_the_floor_is_at_equal_counts_and_keyed():
-    spec = DataSpec("line", (1,))
-    train, test = TensorSplit(torch.arange(40.0)[:, None]), TensorSplit(torch.arange(10.0)[:, None])
-    seen = []
-
-    class Counting(METRICS.get("sliced_wasserstein")):
-        def update(self, x, real):
-            seen.append((real, x))
-            super().update(x, real)
-
-    value = floor(lambda: Counting(spec), train, test)
-    assert [(real, len(x)) for real, x in seen] == [(False, 10), (True, 10)]
-    assert sorted(seen[1][1].flatten().tolist()) == list(range(10))
-    assert len(seen[0][1].unique()) == 10
-    expected = seen[0][1].flatten().sort().values - torch.arange(10.0)
-    assert value.item() == pytest.approx(expected.square().mean().sqrt().item())
-    assert floor(lambda: Counting(spec), train, test) == value
-    assert floor(lambda: Counting(spec), train, test, seed=1) != value
-    with pytest.raises(GenkitError, match=r"11 rows needs 2..10"):
-        floor(lambda: Counting(spec), train, test, count=11)
-    with pytest.raises(GenkitError, match="reads parts"):
-        floor(lambda: METRICS.build("nearest", spec), train, test)

@@ -7,7 +7,7 @@ from scipy.linalg import sqrtm
 
 from genkit.data import DATASETS
 from genkit.errors import GenkitError
-from genkit.metrics import METRICS, floor
+from genkit.metrics import METRICS, Judge
 from genkit.metrics.extractor import PINNED, load_extractor
 from genkit.metrics.frechet import FrechetDistance
 from genkit.types import DataSpec
@@ -54,7 +54,7 @@ class Identity48(Identity):
 
 def test_the_floor_of_digits_is_far_below_noise():
     data = DATASETS.build("digits")
-    value = floor(lambda: METRICS.build("frechet", data.spec), data.train, data.test)
+    value = Judge(data).floors()["frechet"]
     metric = METRICS.build("frechet", data.spec)
     metric.update(data.test.take(torch.arange(360))[0], real=True)
     blurred = (

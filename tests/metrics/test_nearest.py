@@ -44,5 +44,7 @@ def test_bad_parts_are_refused():
     with pytest.raises(GenkitError, match="did you mean 'sample'"):
         metric.update(rows(5, 0), "samples")
     metric.update(rows(5, 0), "train")
-    with pytest.raises(GenkitError, match="needs test rows"):
+    with pytest.raises(GenkitError, match="needs test rows or samples"):
         metric.compute()
+    with pytest.raises(GenkitError, match="the training rows first"):
+        METRICS.build("nearest", SPEC).update(rows(5, 0), "test")

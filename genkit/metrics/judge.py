@@ -1,0 +1,128 @@
+"""Feeds every metric that applies to a data set, and holds the real data that samples are judged by."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from genkit.data.base import Dataset
+from genkit.errors import GenkitError
+from genkit.metrics.base import METRICS, DataMetric
+from genkit.randomness import keyed_generator
+from genkit.types import LogProb
+
+
+class Judge:
+    """The metrics of one data set. Their reference rows are filled in once, however many models are judged.
+
+        judge.samples(x, y)                {metric: number} of samples x (count, *shape) of the classes y
+        judge.floors()                     the same of real data: no model can be expected to do better
+        judge.log_probs(parts)             {metric: {...}} of the log-probabilities of test rows
+        judge.trajectories(states, times)  {name: number} of the paths of a flow
+
+    count: rows on either side; seed: chooses those of the test part.
+    Raises GenkitError for fewer than two rows, or more than either part has.
+    """
+
+    def __init__(self, dataset: Dataset, count: int | None = None, *, seed: int = 0) -> None:
+        largest = min(len(dataset.train), len(dataset.test))
+        count = largest if count is None else count
+        if not 2 <= count <= largest:
+            raise GenkitError(
+                f"{count} samples of '{dataset.spec.name}' cannot be judged: at most {largest} can, one for "
+                f"each real row ({len(dataset.train)} to train on, {len(dataset.test)} to test with), and 2 must"
+            )
+        self.dataset, self.count, self.seed = dataset, count, seed
+        self.names = [name for name in METRICS.names() if METRICS.get(name).applies(dataset.spec)]
+
+    def samples(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
+        found = {name: self._sampled(name, x) for name in self._reading("samples", "parts")}
+        if y is not None:
+            found |= {name: self._labelled(name, x, y) for name in self._reading("labels")}
+        return found
+
+    def floors(self) -> dict[str, float]:
+        """Training rows in the place of samples, test rows where a metric compares with the training rows."""
+        train, _ = self._rows("train", self.count)
+        test, y = self._rows("test", self.count)
+        found = {name: self._sampled(name, train) for name in self._reading("samples")}
+        found |= {name: float(self._filled[name].compute()["test"]) for name in self._reading("parts")}
+        if y is not None:
+            found |= {name: self._labelled(name, test, y) for name in self._reading("labels")}
+        return found
+
+    def log_probs(self, parts: Iterable[LogProb]) -> dict[str, dict[str, Any]]:
+        metrics = {name: METRICS.build(name, self.dataset.spec) for name in self._reading("log_prob")}
+        for part in parts:
+            for metric in metrics.values():
+                metric.update(part)
+        return {name: numbers(metric.compute()) for name, metric in metrics.items()}
+
+    def trajectories(self, states: Sequence[Tensor], times: Tensor) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name in self._reading("trajectory"):
+            metric = METRICS.build(name, self.dataset.spec)
+            metric.update(states, times)
+            found |= numbers(metric.compute())
+        return found
+
+    def about(self) -> list[dict[str, Any]]:
+        """What a report says of the metrics of samples: name, words, and whether lower is better (or None).
+
+        The one that judges a comparison comes first.
+        """
+        classes = {name: METRICS.get(name) for name in self._reading("samples", "labels", "parts")}
+        return [
+            {
+                "name": name,
+                "words": cls.words or name.replace("_", " "),
+                "lower": None if cls.higher_is_better is None else not cls.higher_is_better,
+            }
+            for name, cls in sorted(classes.items(), key=lambda item: (-item[1].priority, item[0]))
+        ]
+
+    @cached_property
+    def _filled(self) -> dict[str, DataMetric]:
+        """Metrics that know the real data."""
+        found = {name: METRICS.build(name, self.dataset.spec) for name in self._reading("samples", "parts")}
+        test, _ = self._rows("test", self.count)
+        for metric in found.values():
+            if metric.reads == "samples":
+                metric.update(test, real=True)
+            else:
+                metric.update(self._rows("train", len(self.dataset.train))[0], "train")
+                metric.update(test, "test")
+        return found
+
+    def _sampled(self, name: str, x: Tensor) -> float:
+        metric = copy.deepcopy(self._filled[name])
+        if metric.reads == "samples":
+            metric.update(x, real=False)
+            return float(metric.compute())
+        metric.update(x, "sample")
+        return float(metric.compute()["sample"])
+
+    def _labelled(self, name: str, x: Tensor, y: Tensor) -> float:
+        metric = METRICS.build(name, self.dataset.spec)
+        metric.update(x, y)
+        return float(metric.compute())
+
+    def _reading(self, *kinds: str) -> Iterator[str]:
+        return (name for name in self.names if METRICS.get(name).reads in kinds)
+
+    def _rows(self, part: Literal["train", "test"], count: int) -> tuple[Tensor, Tensor | None]:
+        """`count` rows of a part, a function of the seed, on the CPU."""
+        split = self.dataset.split(part)
+        order = torch.randperm(len(split), generator=keyed_generator(self.seed, "judge", part))
+        x, y = split.take(order[:count])
+        return x.cpu(), None if y is None else y.cpu()
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of one element as numbers; the rest as it is."""
+    return {key: value.item() if isinstance(value, Tensor) else value for key, value in values.items()}

@@ -1,0 +1,197 @@
+"""The evaluation of one run: options are checked first, results are kept for just what they were made from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from genkit.compare import evaluate as evaluation
+from genkit.compare.evaluate import EvaluationOptions, evaluate
+from genkit.compare.runner import evaluated
+from genkit.errors import GenkitError
+from genkit.metrics import METRICS
+from genkit.metrics.base import TwoSample
+from genkit.randomness import keyed_generator
+from genkit.recipe import Recipe, Run, train
+from genkit.registry import PLUGINS
+from genkit.types import LogProb
+
+DATA = {"name": "8gaussians", "n_train": 60, "n_test": 40}
+SMALL = {
+    "data": DATA,
+    "model": {"width": 16, "depth": 2, "heads": 2},
+    "training": {"steps": 2, "batch_size": 8, "log_every": 1},
+}
+QUICK = EvaluationOptions(samples=20, steps=[1, 2], likelihood_rows=10, likelihood="euler", batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory) -> Run:
+    """Flow matching on points, trained for two steps."""
+    recipe = Recipe.resolve(SMALL | {"objective": "flow_matching"})
+    return train(recipe, tmp_path_factory.mktemp("runs") / "flow")
+
+
+@pytest.fixture
+def metrics():
+    """Metrics of a test are gone after it."""
+    names = METRICS.names()
+    yield METRICS
+    for name in set(METRICS.names()) - set(names):
+        PLUGINS.pop(METRICS._entries.pop(name).__module__, None)
+
+
+# --- options --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": []}, "steps must be positive and distinct"),
+        ({"steps": [1, 0]}, "steps must be positive and distinct"),
+        ({"steps": [1, 2, 1]}, "steps must be positive and distinct"),
+        ({"samples": 1}, "samples must be at least 2"),
+        ({"probes": 0}, "probes must be positive"),
+        ({"solver": {"name": "dopri5", "rtol": -1.0}}, "evaluation: tolerances must be positive"),
+        ({"solver": "heunn"}, "did you mean 'heun'"),
+        ({"likelihood": {"name": "euler", "steps": 0}}, "evaluation: a solver takes at least 1 step"),
+        ({"guidance": "classifier"}, "did you mean 'classifier_free'"),
+        ({"guidance": {"name": "classifier_free", "scal": 2}}, "did you mean 'scale'"),
+    ],
+)
+def test_wrong_options_are_refused_when_made(options, words):
+    with pytest.raises(GenkitError, match=words):
+        EvaluationOptions(**options)
+
+
+def test_more_samples_than_test_rows_are_refused_with_the_largest_number(flow):
+    with pytest.raises(GenkitError, match="evaluation: 41 samples.*at most 40"):
+        evaluated(flow, EvaluationOptions(samples=41))
+    assert EvaluationOptions().judge(flow.dataset).count == 40
+
+
+# --- what is measured -----------------------------------------------------------------------------------
+
+
+def test_all_figures_of_a_flow(flow):
+    result, shown = evaluate(flow, QUICK, QUICK.judge(flow.dataset))
+    assert [(point["steps"], point["nfe"]) for point in result["points"]] == [(1, 1), (2, 2)]
+    assert result["points"][0].keys() >= {"sliced_wasserstein", "energy_distance", "nearest", "seconds"}
+    assert result["bits_per_dim"]["kind"] == "estimate"
+    assert result["curvature"] >= 0
+    assert shown.keys() == {"steps_1", "steps_2", "trajectory"}
+    torch.testing.assert_close(shown["trajectory"][0][:8], flow.objective.start(8, generator=_noise(0)))
+    json.dumps(result)
+
+
+def _noise(start: int) -> torch.Generator:
+    return keyed_generator(0, "evaluate", start)
+
+
+def test_equal_evaluations_of_two_numbers_of_steps_are_both_kept(flow):
+    options = EvaluationOptions(samples=8, steps=[1, 2], solver="dopri5", likelihood="euler")
+    _, shown = evaluate(flow, options, options.judge(flow.dataset))
+    assert shown.keys() >= {"steps_1", "steps_2"}
+
+
+def test_batches_of_likelihoods_have_noise_of_their_own(flow, monkeypatch):
+    draws = []
+
+    def log_prob(x, y, *, generator, **options):
+        draws.append(torch.rand(3, generator=generator).tolist())
+        return LogProb(torch.zeros(len(x)), "bound")
+
+    monkeypatch.setattr(flow.objective, "log_prob", log_prob)
+    assert [len(part.value) for part in evaluation.log_probs(flow, QUICK)] == [8, 2]
+    assert draws[0] != draws[1]
+    again = list(draws)
+    draws.clear()
+    list(evaluation.log_probs(flow, QUICK))
+    assert draws == again
+
+
+def test_a_model_without_likelihood_has_no_bits_per_dim(tmp_path):
+    """Its source has no closed-form density; the rest is measured."""
+    recipe = Recipe.resolve(SMALL | {"objective": {"name": "flow_matching", "source": "moons"}})
+    run = train(recipe, tmp_path / "flow")
+    result, _ = evaluate(run, QUICK, QUICK.judge(run.dataset))
+    assert result["bits_per_dim"] is None
+    assert result["transport_cost"] > 0
+
+
+def test_generators_are_on_the_device_of_the_model(flow, monkeypatch):
+    monkeypatch.setattr(type(flow.objective), "device", torch.device("meta"))
+    asked = []
+    monkeypatch.setattr(
+        evaluation, "keyed_generator", lambda seed, *key, device="cpu": asked.append((key, str(device)))
+    )
+    monkeypatch.setattr(
+        flow.objective, "sample", lambda n, y, **options: evaluation.Sample(torch.zeros(n, 2), 1, 1.0)
+    )
+    evaluation.sample_in_batches(flow, QUICK, None, None, count=20)
+    assert asked == [(("evaluate", start), "meta") for start in (0, 8, 16)]
+
+
+# --- what is kept ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often a run was really evaluated."""
+    times = []
+
+    def once(*args, **kwargs):
+        times.append(1)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr("genkit.compare.runner.evaluate", once)
+    return times
+
+
+def test_an_evaluation_is_kept_for_the_same_options(flow, counted):
+    first = evaluated(flow, QUICK)
+    assert evaluated(flow, QUICK) == first
+    assert len(counted) == 1
+    evaluated(flow, EvaluationOptions(samples=20, steps=[1], likelihood_rows=10, likelihood="euler"))
+    assert len(counted) == 2
+
+
+def test_a_new_metric_and_a_changed_one_are_measured(flow, metrics, counted):
+    evaluated(flow, QUICK)
+    done = len(counted)
+
+    @metrics.register("mine")
+    class Mine(TwoSample):
+        def distance(self, x, y):
+            return x.mean()
+
+    assert "mine" in evaluated(flow, QUICK)["points"][0]
+    for content, times in (("a", 2), ("a", 2), ("b", 3)):
+        PLUGINS[Mine.__module__] = content
+        evaluated(flow, QUICK)
+        assert len(counted) == done + times
+
+
+@pytest.mark.parametrize("file", ["samples.safetensors", "evaluation.json"])
+@pytest.mark.parametrize("damage", ["gone", "half", "other"])
+def test_files_that_disagree_are_made_again(flow, counted, file, damage):
+    evaluated(flow, QUICK)
+    path = flow.folder / file
+    content = path.read_bytes()
+    if damage == "other":  # a kill between the two writes leaves one file of other options
+        evaluated(flow, EvaluationOptions(samples=20, steps=[2], likelihood_rows=10, likelihood="euler"))
+        other = path.read_bytes()
+        evaluated(flow, QUICK)
+        path.write_bytes(other)
+    elif damage == "half":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    counted.clear()
+    evaluated(flow, QUICK)
+    assert len(counted) == 1
+    with safe_open(flow.folder / "samples.safetensors", framework="pt") as held:
+        assert held.metadata()["key"] == json.loads((flow.folder / "evaluation.json").read_text())["key"]

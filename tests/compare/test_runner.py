@@ -1,0 +1,125 @@
+"""A comparison is refused before any training where an arm, a teacher or the evaluation cannot work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from genkit.compare import runner
+from genkit.compare.runner import Comparison, compare
+from genkit.errors import GenkitError
+from genkit.recipe import Recipe, train
+from tests.compare.test_evaluate import DATA, SMALL
+
+EVALUATION = {"samples": 20, "steps": [1], "likelihood_rows": 4, "likelihood": "euler"}
+NF = {"name": "normalizing_flow", "spans": 2}
+DISTILLED = {"name": "flow_matching", "coupling": {"name": "distilled", "teacher": "nf"}}
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    """Makes a comparison of arms given as objectives; sections may be replaced."""
+
+    def make(arms: dict, **sections) -> Comparison:
+        path = tmp_path / "c.yaml"
+        config = SMALL | {"evaluation": EVALUATION} | sections
+        path.write_text(yaml.safe_dump(config | {"arms": {k: {"objective": v} for k, v in arms.items()}}))
+        return Comparison.load(path)
+
+    return make
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Training anything is an error."""
+    monkeypatch.setattr(runner, "train", lambda *args, **kwargs: pytest.fail("it was trained"))
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ({"samples": 41}, "at most 40"),
+        ({"solver": {"name": "dopri5", "atol": 0.0}}, "tolerances"),
+        ({"steps": [2, 2]}, "distinct"),
+        ({"guidance": "nothing"}, "classifier_free"),
+    ],
+)
+def test_wrong_evaluation(comparison, untrained, tmp_path, evaluation, words):
+    with pytest.raises(GenkitError, match=words):
+        compare(comparison({"fm": "flow_matching"}, evaluation=EVALUATION | evaluation), tmp_path / "out")
+
+
+def test_guidance_of_an_arm_without_label_dropout(comparison, untrained, tmp_path):
+    made = comparison(
+        {"fm": {"name": "flow_matching", "label_dropout": 0.0}},
+        data=DATA | {"labels": True},
+        evaluation=EVALUATION | {"guidance": 2.0},
+    )
+    with pytest.raises(GenkitError, match=r"arms\.fm.*evaluation\.guidance.*label_dropout 0"):
+        compare(made, tmp_path / "out")
+
+
+def test_a_student_without_a_teacher(comparison, untrained, tmp_path):
+    made = comparison({"student": {"name": "flow_matching", "coupling": "distilled"}})
+    with pytest.raises(GenkitError, match=r"arms\.student.*needs a teacher"):
+        compare(made, tmp_path / "out")
+
+
+def test_an_arm_that_cannot_teach(comparison, untrained, tmp_path):
+    made = comparison({"nf": "flow_matching", "student": DISTILLED})
+    with pytest.raises(GenkitError, match=r"arms\.student: the teacher nf cannot.*FlowMatching"):
+        compare(made, tmp_path / "out")
+
+
+def test_a_run_folder_that_cannot_teach_these_data(comparison, untrained, tmp_path):
+    folder = tmp_path / "teacher"
+    train(Recipe.resolve(SMALL | {"objective": NF, "data": DATA | {"labels": True}}), folder)
+    student = {"name": "flow_matching", "coupling": {"name": "distilled", "teacher": str(folder)}}
+    with pytest.raises(GenkitError, match=r"arms\.student: the teacher .* of classes 8; these have None"):
+        compare(comparison({"student": student}), tmp_path / "out")
+    assert comparison({"student": student}, data=DATA | {"labels": True}).check().keys() == {str(folder)}
+    (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(GenkitError, match="corrupt"):
+        compare(comparison({"student": student}), tmp_path / "out")
+
+
+def test_arms_on_other_data(comparison, untrained, tmp_path):
+    made = comparison({"a": "flow_matching", "b": "flow_matching"})
+    made.arms["b"]["data"] = DATA | {"seed": 1}
+    with pytest.raises(GenkitError, match="the same data"):
+        compare(made, tmp_path / "out")
+
+
+def test_a_report_says_what_its_metrics_are(comparison, tmp_path):
+    """Also: an arm from a source without a density has no bits/dim, and the others do."""
+    made = comparison({"nf": NF, "fm": {"name": "flow_matching", "source": "moons"}, "student": DISTILLED})
+    report = compare(made, tmp_path / "out")
+    assert report["metrics"][0] == {
+        "name": "sliced_wasserstein",
+        "words": "sliced Wasserstein distance",
+        "lower": True,
+    }
+    assert {entry["name"] for entry in report["metrics"]} == report["floor"].keys()
+    runs = {arm: content["runs"][0] for arm, content in report["arms"].items()}
+    assert runs["nf"]["bits_per_dim"]["kind"] == "exact"
+    assert runs["fm"]["bits_per_dim"] is None
+    assert runs["student"]["train"]["teacher_tokens"] == runs["nf"]["train"]["tokens"]
+    assert report["evaluation"]["samples"] == 20
+
+
+def test_what_is_put_aside_is_never_written_over(comparison, tmp_path):
+    for steps in (1, 2, 1, 2):
+        training = SMALL["training"] | {"steps": steps}
+        compare(comparison({"fm": "flow_matching"}, training=training), tmp_path / "out")
+    assert len(list((tmp_path / "out/stale").iterdir())) == 3
+
+
+def test_rows_of_classes_in_turn():
+    order = runner.in_turn(torch.tensor([2, 0, 0, 1, 2]))
+    assert torch.tensor([2, 0, 0, 1, 2])[order].tolist() == [0, 1, 2, 0, 2]
+
+
+def test_names_of_nested_options_are_found():
+    options = {"solver": {"name": "euler", "grid": {"name": "mine"}}, "guidance": 1.0}
+    assert runner.names_in(options) == {"euler", "mine"}

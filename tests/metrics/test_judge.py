@@ -1,0 +1,131 @@
+"""The judge: every metric in the registry is fed, references are filled once, floors are at equal counts."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from genkit.data import DATASETS, Dataset, TensorSplit
+from genkit.errors import GenkitError
+from genkit.metrics import METRICS, Judge
+from genkit.metrics.base import DataMetric, TwoSample
+from genkit.types import DataSpec, LogProb
+
+
+class Line(Dataset):
+    """Whole numbers on the line."""
+
+    spec = DataSpec("line", (1,))
+
+    def load(self, name):
+        return TensorSplit(torch.arange(40.0 if name == "train" else 10.0)[:, None])
+
+
+@pytest.fixture
+def metrics():
+    """Metrics of a test are gone after it."""
+    names = METRICS.names()
+    yield METRICS
+    for name in set(METRICS.names()) - set(names):
+        del METRICS._entries[name]
+
+
+def test_floors_are_at_equal_counts_and_keyed(metrics):
+    seen = []
+
+    @metrics.register("counting")
+    class Counting(TwoSample):
+        def distance(self, x, y):
+            seen.append((x, y))
+            return (x.sort(0).values - y.sort(0).values).square().mean()
+
+    first = Judge(Line()).floors()
+    ((x, y),) = seen
+    assert len(x.unique()) == 10
+    assert sorted(y.flatten().tolist()) == list(range(10))
+    expected = (x.flatten().sort().values - torch.arange(10.0)).square().mean().sqrt()
+    assert first["sliced_wasserstein"] == pytest.approx(expected.item())
+    assert first == Judge(Line()).floors()
+    assert first != Judge(Line(), seed=1).floors()
+    assert len(Judge(Line(), 4).floors()) == len(first)
+    assert [len(side) for side in seen[-1]] == [4, 4]
+
+
+@pytest.mark.parametrize("count", [11, 1, -3])
+def test_more_rows_than_there_are_real_ones_are_refused(count):
+    with pytest.raises(GenkitError, match=rf"{count} samples of 'line'.*at most 10"):
+        Judge(Line(), count)
+
+
+def test_samples_are_fed_to_every_metric_by_what_it_reads(metrics):
+    @metrics.register("of_labels")
+    class OfLabels(DataMetric):
+        reads = "labels"
+        higher_is_better = True
+
+        def __init__(self, spec):
+            super().__init__()
+            self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+        def update(self, x, y):
+            self.count += (x.flatten() == y).sum()
+
+        def compute(self):
+            return self.count
+
+    judge = Judge(Line(), 5)
+    x = torch.arange(5.0)[:, None]
+    assert judge.samples(x).keys() == {"sliced_wasserstein", "energy_distance", "nearest"}
+    found = judge.samples(x, torch.arange(5))
+    assert found["of_labels"] == 5
+    assert found["nearest"] == 0
+    about = {entry["name"]: entry for entry in judge.about()}
+    assert about["of_labels"] == {"name": "of_labels", "words": "of labels", "lower": False}
+    assert about["nearest"]["lower"] is None
+    assert next(iter(about)) == "sliced_wasserstein"
+
+
+def test_a_distance_may_ask_to_be_the_one_that_judges(metrics):
+    @metrics.register("first")
+    class First(TwoSample):
+        priority = 9
+
+        def distance(self, x, y):
+            return x.mean()
+
+    assert Judge(Line()).about()[0] == {"name": "first", "words": "first", "lower": True}
+
+
+def test_references_are_filled_once(metrics):
+    filled = []
+
+    @metrics.register("slow")
+    class Slow(TwoSample):
+        def update(self, x, real):
+            filled.append(real)
+            super().update(x, real)
+
+        def distance(self, x, y):
+            return x.mean() - y.mean()
+
+    judge = Judge(Line())
+    a, b = (judge.samples(torch.full((10, 1), value)) for value in (2.0, 7.0))
+    judge.floors()
+    assert filled.count(True) == 1
+    assert b["slow"] - a["slow"] == 5
+    assert b == Judge(Line()).samples(torch.full((10, 1), 7.0))
+
+
+def test_likelihoods_and_paths_are_plain_numbers():
+    judge = Judge(Line())
+    found = judge.log_probs(LogProb(torch.zeros(3), "exact") for _ in range(2))
+    assert found["bits_per_dim"]["value"] == 0
+    assert found["bits_per_dim"]["kind"] == "exact"
+    assert not any(isinstance(value, Tensor) for value in found["bits_per_dim"].values())
+    paths = judge.trajectories([torch.zeros(3, 1), torch.ones(3, 1)], torch.tensor([0.0, 1.0]))
+    assert paths == {"curvature": 0.0, "transport_cost": 1.0}
+
+
+def test_real_images_are_of_their_class():
+    floors = Judge(DATASETS.build("digits"), 200).floors()
+    assert floors["accuracy"] > 0.95
+    assert floors.keys() == {"frechet", "sliced_wasserstein", "energy_distance", "accuracy", "nearest"}
