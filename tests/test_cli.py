@@ -258,13 +258,15 @@ def test_missing_files(capsys, tmp_path, compared):
     ("arguments", "words"),
     [
         (["--class", "10"], ["class 10", "0 to 9"]),
-        (["--class", "-2"], ["class -2", "0 to 9"]),
+        (["--class", "-1"], ["class -1", "0 to 9"]),
+        (["--guidance", "nan"], ["scale", "finite"]),
         (["--steps", "0"], ["1 step", "0"]),
         (["--steps", "-3"], ["1 step", "-3"]),
         (["-n", "0"], ["at least 1"]),
         (["--solver", "huen"], ["did you mean 'heun'"]),
         (["--device", "tpu9"], ["tpu9"]),
         (["--out", "x.jpg"], [".png"]),
+        (["--out", "."], [".png"]),
     ],
 )
 def test_wrong_sampling(capsys, compared, tmp_path, monkeypatch, arguments, words):
@@ -308,6 +310,48 @@ def test_corrupt_and_missing_weights(capsys, compared, tmp_path):
         refused(capsys, ["sample", str(run), "--out", str(tmp_path / "x.png")], str(weights), "corrupt")
     weights.unlink()
     refused(capsys, ["sample", str(run), "--out", str(tmp_path / "x.png")], "no weights", "genkit train")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.devices=0", "trainer.devices=abc", "trainer.strategy=foo"],
+)
+def test_a_trainer_that_cannot_be_had_blocks_nothing(capsys, tmp_path, override):
+    recipe, out = tmp_path / "r.yaml", tmp_path / "run"
+    recipe.write_text("data: digits\nobjective: flow_matching\n")
+    refused(capsys, ["train", str(recipe), *TINY, override, "--out", str(out)], "trainer")
+    assert main(["train", str(recipe), *TINY, "training.steps=1", "--out", str(out)]) == 0
+
+
+def test_a_recipe_of_the_users_is_not_written_over(capsys, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: digits\nobjective: flow_matching\n")
+    refused(capsys, ["train", str(recipe), *TINY, "--out", str(tmp_path)], "recipe.yaml", "--out")
+    assert recipe.read_text() == "data: digits\nobjective: flow_matching\n"
+
+
+def test_an_edited_plugin_is_another_recipe(tmp_path, unregistered, capsys):
+    """Its old run is not taken for the new one; and a run says which plug-in it needs."""
+    from genkit.couplings import COUPLINGS
+
+    plugin, out = tmp_path / "mine.py", tmp_path / "run"
+    code = (ROOT / "examples/antithetic_coupling.py").read_text().replace('"antithetic"', '"mine"')
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: digits\nobjective: {name: flow_matching, coupling: mine}\n")
+    argv = ["train", str(recipe), *TINY, "--out", str(out), "--plugin", str(plugin)]
+    plugin.write_text(code)
+    assert main(argv) == 0
+    plugin.write_text(code + "# edited\n")
+    refused(capsys, argv, "another recipe")
+    del COUPLINGS._entries["mine"]
+    sys.modules.pop("genkit_plugin_mine")
+    refused(capsys, ["sample", str(out), "--out", str(tmp_path / "x.png")], "plug-in 'mine'", "--plugin")
+
+
+def test_list_shows_the_options_of_an_entry(capsys):
+    assert main(["list", "solvers", "heun"]) == 0
+    assert "steps: 'int' = 16" in capsys.readouterr().out
+    refused(capsys, ["list", "solvers", "huen"], "did you mean 'heun'")
 
 
 def cli(*argv: str, **kwargs) -> subprocess.Popen[str]:
