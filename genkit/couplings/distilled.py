@@ -12,7 +12,7 @@ from genkit.errors import GenkitError
 from genkit.randomness import keyed_generator
 from genkit.types import Generator, Pair, Source, StandardNormal
 
-ROWS = 4096  # noised rows on which the scale or the covariance of the codes is taken
+ROWS = 4096  # at most so many rows are encoded to measure the scale of the codes
 
 
 @COUPLINGS.register("distilled")
@@ -28,8 +28,7 @@ class Distilled(Coupling):
     noise: standard deviation of eps; null for the teacher's own augmentation (a teacher of dequantized data
         needs none: the data are dequantized already).
     endpoint: the student is led to the clean data (`clean`) or to what the teacher saw (`noised`).
-    rescale: `scalar` divides by s; `whiten` gives x0 the mean and the covariance of the source,
-        C^(-1/2) (f(.) - m) with mean m and covariance C of the codes over the data set (our addition); `none`.
+    rescale: divide by s.
     spread: share r of fresh noise in the code, x0 = sqrt(1 - r^2) f(.) / s + r n with n ~ N(0, I): it brings
         the marginal of x0 nearer to the source where the teacher misses it, and makes the pairs looser; at 0
         the paper's coupling, at 1 the independent one. Our addition.
@@ -44,7 +43,7 @@ class Distilled(Coupling):
         teacher: str | None = None,
         noise: float | None = None,
         endpoint: Literal["clean", "noised"] = "clean",
-        rescale: Literal["scalar", "whiten", "none"] = "scalar",
+        rescale: bool = True,
         spread: float = 0.0,
     ) -> None:
         if noise is not None and noise < 0:
@@ -54,7 +53,6 @@ class Distilled(Coupling):
         self.teacher_name, self.noise, self.endpoint, self.rescale = teacher, noise, endpoint, rescale
         self.spread = spread
         self.sigma, self.scale = noise or 0.0, 1.0
-        self.whitening: tuple[Tensor, Tensor] | None = None  # mean (D,) and C^(-1/2) (D, D)
 
     def setup(self, data: EncodedData | None, source: Source, teacher: Any = None) -> None:
         super().setup(data, source, teacher)
@@ -65,29 +63,19 @@ class Distilled(Coupling):
             )
         if self.noise is None:
             self.sigma = float(teacher.view.sigma)
-        self.scale, self.whitening = 1.0, None
-        if self.rescale == "none" or data is None:
-            return
-        generator = keyed_generator(0, "distilled")
-        rows = torch.arange(min(len(data), ROWS)).repeat(-(-ROWS // len(data)))
-        parts = (data.take(part, generator=generator) for part in rows.split(256))
-        codes = torch.cat([self._code(x1, y, generator)[0].flatten(1).double() for x1, y in parts])
-        if self.rescale == "scalar":
+        self.scale = 1.0
+        if self.rescale and data is not None:
+            generator = keyed_generator(0, "distilled")
+            rows = torch.arange(min(len(data), ROWS))
+            parts = (data.take(part, generator=generator) for part in rows.split(256))
+            codes = torch.cat([self._code(x1, y, generator)[0] for x1, y in parts])
             self.scale = float(codes.square().mean().sqrt())
-        else:
-            values, vectors = torch.linalg.eigh(torch.cov(codes.T, correction=0))
-            if float(values[0]) <= 0:
-                raise GenkitError("distilled: the codes have no full covariance; use rescale: scalar")
-            self.whitening = codes.mean(0), vectors @ (values.rsqrt()[:, None] * vectors.T)
 
     def __call__(
         self, x1: Tensor, y: Tensor | None = None, *, index: Tensor | None = None, generator: Generator = None
     ) -> Pair:
         code, noised = self._code(x1, y, generator)
         x0 = code / self.scale
-        if self.whitening is not None:
-            mean, matrix = (part.to(code) for part in self.whitening)
-            x0 = ((code.flatten(1) - mean) @ matrix).reshape(code.shape)
         if self.spread:
             x0 = (1 - self.spread**2) ** 0.5 * x0 + self.spread * self.source.sample(x0, generator=generator)
         return Pair(x0, noised if self.endpoint == "noised" else x1, y, index)
