@@ -191,6 +191,17 @@ def test_a_missing_teacher_is_an_error_that_says_what_to_set(name: str) -> None:
 # ot
 
 
+@pytest.mark.parametrize("n", [1, 7, 128])
+def test_ot_costs_what_pot_finds(n: int) -> None:
+    import ot
+
+    x1 = torch.randn(n, 5, generator=keyed_generator(n), dtype=torch.float64)
+    pair = COUPLINGS.build("ot")(x1, generator=keyed_generator(n, "x0"))
+    weights = torch.full((n,), 1 / n, dtype=torch.float64)
+    exact = float(ot.emd2(weights, weights, ot.dist(pair.x0, x1)))
+    assert float((pair.x0 - x1).square().sum(1).mean()) == pytest.approx(exact, rel=1e-5)
+
+
 def test_ot_is_the_best_of_all_permutations() -> None:
     x1 = batch(6)[0].double()
     pair = COUPLINGS.build("ot")(x1, generator=keyed_generator(0))
