@@ -1,36 +1,44 @@
-"""The figures of a comparison, and the few numbers that they share with its tables.
+"""The figures of a comparison.
 
     report (a mapping), OUT/**/*.safetensors ── quality, samples, ... ── Figure ── OUT/figures/*.png
 
-A figure function returns None where the report has nothing for it to show (2-D data have no bits/dim).
-An arm has the same colour and marker everywhere. Figures are drawn for 100 CSS pixels an inch.
+A figure function returns None where the report has nothing for it to show (a model of noised data has no
+bits/dim). An arm has the same colour and marker everywhere. Figures are drawn for 100 CSS pixels an inch.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, NullLocator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from genkit.compare.evaluate import shown_as
+from genkit.compare.numbers import (
+    Json,
+    by_nfe,
+    capital,
+    conditional,
+    likelihood,
+    main_measure,
+    one_shot,
+    over_runs,
+)
 from genkit.errors import GenkitError
 from genkit.files import write_atomically
-
-Json = Mapping[str, Any]
 
 DPI = 200  # two device pixels a CSS pixel
 INK, SOFT, FAINT = "#1f2328", "#6a737d", "#d9dce0"
@@ -64,154 +72,6 @@ STYLE: dict[Any, Any] = {
     "hatch.linewidth": 0.8,
 }
 styled = matplotlib.rc_context(STYLE)
-
-
-# --- numbers ------------------------------------------------------------------------------------------
-
-
-class Stat(NamedTuple):
-    """A number over seeds: mean, sample standard deviation (None for one seed), number of seeds."""
-
-    mean: float
-    spread: float | None
-    seeds: int
-
-    def level(self, other: Stat) -> bool:
-        """Whether they differ by no more than their spreads in quadrature; for single seeds, not at all."""
-        if self.spread is None or other.spread is None:
-            return self.mean == other.mean
-        return abs(self.mean - other.mean) <= math.hypot(self.spread, other.spread)
-
-    def __str__(self) -> str:
-        return number(self.mean) if self.spread is None else f"{number(self.mean)} ± {self.spread_text}"
-
-    @property
-    def spread_text(self) -> str:
-        """The spread to as many decimals as the mean, more where it would vanish."""
-        decimals = len(number(self.mean).partition(".")[2])
-        text = f"{self.spread or 0:,.{decimals}f}"
-        return text if float(text.replace(",", "")) or not self.spread else f"{self.spread:.1g}"
-
-
-class Cost(NamedTuple):
-    """What training took: the arm's own, its teacher's, and both."""
-
-    own: Stat
-    teacher: Stat
-    total: Stat
-
-
-class Measure(NamedTuple):
-    """A metric of samples. lower: whether lower is better, None where neither is."""
-
-    key: str
-    name: str
-    lower: bool | None
-
-
-MEASURES = (
-    Measure("frechet", "Fréchet distance", True),
-    Measure("sliced_wasserstein", "sliced Wasserstein distance", True),
-    Measure("energy_distance", "energy distance", True),
-    Measure("accuracy", "share of samples of the class asked for", False),
-    Measure("nearest", "distance to the nearest training sample", None),
-)
-BESIDE = ("nfe", "steps", "seconds", "tokens")  # what a point holds beside metrics
-
-
-def stat(values: Iterable[float | None]) -> Stat | None:
-    """Over the finite values; None when there is none."""
-    kept = [float(value) for value in values if value is not None and math.isfinite(value)]
-    if not kept:
-        return None
-    mean = sum(kept) / len(kept)
-    if len(kept) == 1:
-        return Stat(mean, None, 1)
-    return Stat(mean, math.sqrt(sum((value - mean) ** 2 for value in kept) / (len(kept) - 1)), len(kept))
-
-
-def by_nfe(arm: Json, key: str) -> dict[int, Stat]:
-    """A value of the points of an arm, over its seeds, by number of sequential network evaluations."""
-    found: dict[int, list[float | None]] = {}
-    for run in arm["runs"]:
-        for point in run["points"]:
-            found.setdefault(point["nfe"], []).append(point.get(key))
-    stats = {nfe: stat(values) for nfe, values in sorted(found.items())}
-    return {nfe: value for nfe, value in stats.items() if value is not None}
-
-
-def measures(report: Json) -> list[Measure]:
-    """The metrics that the report holds: the known ones, then those of plug-ins by name."""
-    return measures_of(
-        point for arm in report["arms"].values() for run in arm["runs"] for point in run["points"]
-    )
-
-
-def measures_of(points: Iterable[Json]) -> list[Measure]:
-    held = {
-        key for point in points for key, value in point.items() if key not in BESIDE and value is not None
-    }
-    known = [measure for measure in MEASURES if measure.key in held]
-    extra = sorted(held - {measure.key for measure in MEASURES})
-    return known + [Measure(key, key.replace("_", " "), None) for key in extra]
-
-
-def main_measure(report: Json) -> Measure:
-    """What the arms are judged by: the Fréchet distance, else the first distance that the report holds."""
-    return next((measure for measure in measures(report) if measure.lower), MEASURES[0])
-
-
-def one_shot(arm: Json) -> bool:
-    """Whether the number of network calls is the model's, not the solver's (an autoregressive flow)."""
-    points = arm["runs"][0]["points"]
-    return bool(points) and all(point.get("steps") is None for point in points)
-
-
-def spent(arm: Json, unit: str) -> Cost:
-    """Training cost in `unit` ("seconds" or "tokens"), over seeds."""
-    runs = [run["train"] for run in arm["runs"]]
-    own = [run.get(unit) or 0.0 for run in runs]
-    teacher = [run.get(f"teacher_{unit}") or 0.0 for run in runs]
-    nothing = Stat(0.0, None, 0)
-    both = [a + b for a, b in zip(own, teacher, strict=True)]
-    return Cost(stat(own) or nothing, stat(teacher) or nothing, stat(both) or nothing)
-
-
-def likelihood(arm: Json) -> tuple[float, float, str] | None:
-    """bits/dim, its error (the spread over seeds, or the standard error of one run), and its kind."""
-    held = [run["bits_per_dim"] for run in arm["runs"] if run.get("bits_per_dim")]
-    value, stderr = stat(entry["value"] for entry in held), stat(entry.get("stderr") for entry in held)
-    if value is None:
-        return None
-    error = value.spread if value.spread is not None else stderr.mean if stderr else 0.0
-    return value.mean, error, held[0]["kind"]
-
-
-def conditional(report: Json) -> bool:
-    """Whether sample i is of class i % classes in all arms; an arm says otherwise by `conditional: false`."""
-    return bool(report["data"].get("classes")) and all(
-        arm.get("conditional", True) for arm in report["arms"].values()
-    )
-
-
-def number(value: float) -> str:
-    """Three significant digits or so, without exponents where they can be avoided.
-
-    >>> [number(x) for x in (2023.4, 55.04, 1.934, 0.14, 0.01234, 0, 3e-7)]
-    ['2,023', '55.0', '1.93', '0.140', '0.0123', '0', '3e-07']
-    """
-    size = abs(value)
-    if size >= 99.95:
-        return f"{value:,.0f}"
-    if size >= 9.995:
-        return f"{value:.1f}"
-    if size >= 0.9995:
-        return f"{value:.2f}"
-    return f"{value:.3f}" if size >= 0.0995 else f"{value:.3g}"
-
-
-def capital(name: str) -> str:
-    return name[:1].upper() + name[1:]
 
 
 # --- how figures look ---------------------------------------------------------------------------------
@@ -250,37 +110,10 @@ def _new(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
-def _log_axis(ax: Axes, which: str, base: int = 10, ticks: Iterable[int] | None = None) -> None:
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    (ax.set_xscale if which == "x" else ax.set_yscale)("log", base=base)
-    if ticks is not None:
-        axis.set_ticks(sorted(ticks))
-    else:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+def _plain_ticks(axis: Axis, locator: Locator) -> None:
+    axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-
-
-def _floor(ax: Axes, report: Json, measure: Measure) -> Line2D | None:
-    value = report["floor"].get(measure.key)
-    if value is None or not value > 0:
-        return None
-    ax.axhline(value, color="#9aa1a9", linewidth=4, alpha=0.45, zorder=1)
-    return Line2D([], [], color="#9aa1a9", linewidth=4, alpha=0.45, label="floor: real training data")
-
-
-def _arm_handle(name: str, look: Look, dashed: bool = False) -> Line2D:
-    line = Line2D([], [], color=look.colour, marker=look.marker, label=plain(name))
-    line.set_linestyle("--" if dashed else "-")
-    return line
-
-
-def _distances(report: Json) -> dict[str, dict[int, Stat]]:
-    """The main distance of each arm by evaluations, where a logarithmic axis can show it."""
-    key = main_measure(report).key
-    found = {name: by_nfe(arm, key) for name, arm in report["arms"].items()}
-    found = {name: {n: s for n, s in values.items() if s.mean > 0} for name, values in found.items()}
-    return {name: values for name, values in found.items() if values}
 
 
 def _legend(fig: Figure, handles: list[Any]) -> None:
@@ -296,34 +129,45 @@ def _legend(fig: Figure, handles: list[Any]) -> None:
 @styled
 def quality(report: Json) -> Figure | None:
     """The main distance against network evaluations, both logarithmic; a band of ± one spread over seeds."""
-    measure, look, drawn = main_measure(report), looks(report), _distances(report)
-    if not drawn:
-        return None
+    measure, look = main_measure(report), looks(report)
     fig = _new(8.6, 5.0)
     ax = fig.add_subplot()
     handles: list[Any] = []
-    for name, values in drawn.items():
-        colour, marker = look[name]
-        alone = one_shot(report["arms"][name])
+    ticks: set[int] = set()
+    for name, arm in report["arms"].items():
+        values = {nfe: value for nfe, value in by_nfe(arm, measure.key).items() if value.mean > 0}
+        if not values:  # a logarithm cannot show the rest
+            continue
         mean = np.array([value.mean for value in values.values()])
         spread = np.array([value.spread or 0.0 for value in values.values()])
-        if alone:
-            ax.axhline(float(mean[-1]), color=colour, linewidth=1.0, linestyle=(0, (5, 4)), zorder=2)
+        style: dict[str, Any] = {"color": look[name].colour, "marker": look[name].marker, "zorder": 4}
+        if alone := one_shot(arm):
+            ax.axhline(float(mean[-1]), color=look[name].colour, linewidth=1.0, linestyle=(0, (5, 4)))
+            style |= {"linestyle": "none"}
+        low = np.maximum(mean - spread, mean * 0.1)
         if spread.any() and alone:
-            ax.errorbar([*values], mean, np.minimum(spread, mean * 0.9), color=colour, fmt="none", capsize=3)
+            ax.errorbar([*values], mean, [mean - low, spread], color=look[name].colour, capsize=3)
         elif spread.any():
-            low = np.maximum(mean - spread, mean * 0.1)
-            ax.fill_between([*values], low, mean + spread, color=colour, alpha=0.18, linewidth=0)
-        ax.plot([*values], mean, color=colour, marker=marker, linestyle="none" if alone else "-", zorder=4)
-        handles.append(_arm_handle(name, look[name], alone))
-    _log_axis(ax, "x", base=2, ticks={nfe for values in drawn.values() for nfe in values})
-    _log_axis(ax, "y")
-    floor = _floor(ax, report, measure)
+            ax.fill_between([*values], low, mean + spread, color=look[name].colour, alpha=0.18, linewidth=0)
+        ax.plot([*values], mean, **style)
+        handles.append(Line2D([], [], **{**style, "linestyle": "--" if alone else "-"}, label=plain(name)))
+        ticks |= values.keys()
+    if not handles:
+        return None
+    floor = report["floor"].get(measure.key)
+    if floor is not None and floor > 0:
+        grey: dict[str, Any] = {"color": "#9aa1a9", "linewidth": 4, "alpha": 0.45}
+        ax.axhline(floor, **grey, zorder=1)
+        handles.append(Line2D([], [], **grey, label="floor: real training data"))
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    _plain_ticks(ax.xaxis, FixedLocator(sorted(ticks)))
+    _plain_ticks(ax.yaxis, LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.set_ylim(bottom=0.85 * ax.dataLim.y0)
     ax.set_title(f"{capital(measure.name)} against network evaluations")
     ax.set_xlabel("sequential network evaluations a sample (NFE)")
     ax.set_ylabel(f"{measure.name} to test data (lower is better)")
-    _legend(fig, handles + ([floor] if floor else []))
+    _legend(fig, handles)
     return fig
 
 
@@ -349,7 +193,8 @@ def bits_per_dim(report: Json) -> Figure | None:
     ends = [value + error for _, value, error, _ in bars]
     ax.set_xlim(min(0.0, min(ends) * 1.2), max(max(ends) * 1.25, 1e-9))
     ax.set_title("Likelihood of test data")
-    ax.set_xlabel("bits/dim of the discrete data (lower is better)")
+    kind = "discrete" if report["data"]["levels"] else "real-valued"
+    ax.set_xlabel(f"bits/dim of the {kind} test data (lower is better)")
     return fig
 
 
@@ -396,87 +241,6 @@ def curves(report: Json) -> Figure | None:
     named = [name for names in families.values() for name in names]
     _legend(fig, [Line2D([], [], color=look[name].colour, label=plain(name)) for name in named])
     return fig
-
-
-@styled
-def cost(report: Json) -> Figure | None:
-    """The main distance against training time with the teacher's (left) and sampling time (right)."""
-    measure, look, arms = main_measure(report), looks(report), _distances(report)
-    if not arms:
-        return None
-    fig = _new(8.6, 4.7)
-    left = fig.add_subplot(1, 2, 1)
-    right = fig.add_subplot(1, 2, 2, sharey=left)
-    _training_cost(left, report, arms)
-    _sampling_cost(right, report, arms)
-    _log_axis(left, "y")
-    for ax in (left, right):
-        _floor(ax, report, measure)
-    left.set_ylim(0.85 * left.dataLim.y0, 1.5 * left.dataLim.y1)
-    left.set_ylabel(f"{measure.name} (lower is better)")
-    right.tick_params(axis="y", labelleft=False)
-    grey: dict[str, Any] = {"color": SOFT, "marker": "o", "linestyle": "none"}
-    handles = [_arm_handle(name, look[name]) for name in arms]
-    handles.append(Line2D([], [], label="left: at fewest evaluations", **grey))
-    handles.append(Line2D([], [], label="left: at its best", markerfacecolor="white", **grey))
-    if any(spent(report["arms"][name], "seconds").teacher.mean for name in arms):
-        handles.append(Line2D([], [], color=SOFT, linestyle=":", label="left: teacher's share"))
-    _legend(fig, handles)
-    return fig
-
-
-def _training_cost(ax: Axes, report: Json, arms: Mapping[str, Mapping[int, Stat]]) -> None:
-    """An arm is a vertical line at its cost, from its result at the fewest evaluations to its best one."""
-    look = looks(report)
-    for i, (name, values) in enumerate(arms.items()):
-        colour, marker = look[name]
-        seconds = spent(report["arms"][name], "seconds")
-        own, total = seconds.own.mean, seconds.total.mean
-        first, best = values[min(values)].mean, min(value.mean for value in values.values())
-        # Arms of equal cost stand beside each other, not on top of each other.
-        beside = ScaledTranslation((i - (len(arms) - 1) / 2) * 7 / 72, 0, ax.figure.dpi_scale_trans)
-        style: dict[str, Any] = {"color": colour, "transform": ax.transData + beside}
-        if total > own:
-            ax.plot([own, total], [first, first], linewidth=1.2, linestyle=":", **style)
-            ax.plot([own], [first], marker="|", markersize=8, **style)
-        ax.plot([total, total], [first, best], linewidth=1.4, **style)
-        ax.plot([total], [best], marker=marker, markerfacecolor="white", zorder=3, **style)
-        ax.plot([total], [first], marker=marker, zorder=4, **style)
-        ax.update_datalim([(own, first), (total, best)])
-    ax.autoscale_view()
-    longest = max(spent(report["arms"][name], "seconds").total.mean for name in arms)
-    ax.set_xlim(0, 1.2 * longest or 1.0)
-    ax.set_title("Training")
-    ax.set_xlabel("training, with the teacher's (seconds)")
-
-
-def _sampling_cost(ax: Axes, report: Json, arms: Mapping[str, Mapping[int, Stat]]) -> None:
-    """Distance against seconds for 1,000 samples; the evaluations stand over the highest point."""
-    look, thousands = looks(report), report["evaluation"]["samples"] / 1000
-    highest: dict[int, tuple[float, float]] = {}
-    note: dict[str, Any] = {"textcoords": "offset points", "color": SOFT, "fontsize": 8.5}
-    for name, values in arms.items():
-        seconds = by_nfe(report["arms"][name], "seconds")
-        at = {
-            nfe: value.mean / thousands for nfe, value in seconds.items() if nfe in values and value.mean > 0
-        }
-        ax.plot(
-            [*at.values()],
-            [values[nfe].mean for nfe in at],
-            color=look[name].colour,
-            marker=look[name].marker,
-        )
-        if len(at) == 1:  # its own number stands beside it
-            ((nfe, time),) = at.items()
-            ax.annotate(str(nfe), (time, values[nfe].mean), xytext=(7, -3), **note)
-            continue
-        for nfe, time in at.items():
-            highest[nfe] = max(highest.get(nfe, (0.0, 0.0)), (time, values[nfe].mean), key=lambda xy: xy[1])
-    for nfe, point in highest.items():
-        ax.annotate(str(nfe), point, xytext=(0, 6), ha="center", **note)
-    _log_axis(ax, "x")
-    ax.set_title("Sampling (numbers: NFE)")
-    ax.set_xlabel("seconds for 1,000 samples")
 
 
 # --- figures of samples -------------------------------------------------------------------------------
@@ -526,66 +290,52 @@ def samples(report: Json, out: Path) -> Figure | None:
     A column is one class (of conditional models) and one noise sample. Real images are `test` (N, C, H, W)
     of OUT/data.safetensors, class by class in turn as the samples are.
     """
-    data = report["data"]
-    if len(data["shape"]) != 3:
+    data, blocks = report["data"], list(_blocks(report, out))
+    if len(data["shape"]) != 3 or not blocks:
         return None
-    blocks = list(_blocks(report, out))
-    if not blocks:
-        return None
-    real = tensors(out / "data.safetensors").get("test")
-    heads: list[tuple[str, str, list[tuple[str, np.ndarray]]]] = []
-    if real is not None and real.shape[1:] == tuple(data["shape"]):
-        heads.append(("real data", INK, [("test set", real)]))
     look = looks(report)
-    heads += [(plain(name, 60), look[name].colour, shown) for name, shown in blocks]
+    heads = [(plain(name, 60), look[name].colour, shown) for name, shown in blocks]
+    real = tensors(out / "data.safetensors").get("test")
+    if real is not None and real.shape[1:] == tuple(data["shape"]):
+        heads.insert(0, ("real data", INK, [("test set", real)]))
+    classes = []
+    if conditional(report):
+        classes = [plain(name, 12) for name in data.get("class_names") or range(data["classes"])]
+    steep = any(len(name) > 2 for name in classes)
 
     # All sizes in device pixels, so that a pixel of an image is a whole number of them.
     count = min(20, *(len(images) for _, _, shown in heads for _, images in shown))
     height, width = data["shape"][1:]
     scale = max(1, round(64 / width))
     gap, head, margin = 8, 46, 220
-    picture_h, picture_w = height * scale, width * scale
-    classes = []
-    if conditional(report):
-        classes = [plain(name, 12) for name in data.get("class_names") or range(data["classes"])]
-    steep = any(len(name) > 2 for name in classes)
+    row_h, column_w = height * scale + gap, width * scale + gap
     top = 8 if not classes else 150 if steep else 44
-    total_w = margin + count * (picture_w + gap) - gap + (90 if steep else 4)
-    total_h = top + sum(head + len(shown) * (picture_h + gap) + 14 for _, _, shown in heads)
+    total_w = margin + count * column_w - gap + (90 if steep else 4)
+    total_h = top + sum(head + len(shown) * row_h + 14 for _, _, shown in heads)
     fig = Figure(figsize=(total_w / DPI, total_h / DPI), dpi=DPI, facecolor="white")
 
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        fig.text(x / total_w, 1 - y / total_h, text, **style)
+
+    turned = {"ha": "left", "rotation": 50, "rotation_mode": "anchor"} if steep else {"ha": "center"}
     for j in range(count if classes else 0):
-        fig.text(
-            (margin + j * (picture_w + gap) + picture_w / 2) / total_w,
-            1 - (top - 6) / total_h,
-            classes[j % len(classes)],
-            ha="left" if steep else "center",
-            va="bottom",
-            rotation=50 if steep else 0,
-            rotation_mode="anchor",
-            color=SOFT,
-            fontsize=8.5,
-        )
+        x = margin + j * column_w + (column_w - gap) / 2
+        write(x, top - 6, classes[j % len(classes)], va="bottom", color=SOFT, fontsize=8.5, **turned)
     y = top
     for name, colour, shown in heads:
-        fig.text(0.004, 1 - (y + head / 2) / total_h, name, color=colour, weight="bold", va="center")
+        write(6, y + head / 2, name, color=colour, weight="bold", va="center")
         y += head
         for caption, images in shown:
             row = _mosaic(images[:count], data["levels"] or 256, scale, gap)
+            bottom = 1 - (y + row_h - gap) / total_h
             ax = fig.add_axes(
-                (margin / total_w, 1 - (y + picture_h) / total_h, row.shape[1] / total_w, picture_h / total_h)
+                (margin / total_w, bottom, row.shape[1] / total_w, row.shape[0] / total_h), frameon=False
             )
             ax.imshow(row, interpolation="nearest", aspect="auto")
             ax.set_axis_off()
-            fig.text(
-                (margin - 18) / total_w,
-                1 - (y + picture_h / 2) / total_h,
-                caption.replace(" (", "\n("),
-                ha="right",
-                va="center",
-                fontsize=8.5,
-            )
-            y += picture_h + gap
+            label = caption.replace(" (", "\n(")
+            write(margin - 18, y + (row_h - gap) / 2, label, ha="right", va="center", fontsize=8.5)
+            y += row_h
         y += 14
     return fig
 
@@ -677,7 +427,7 @@ def trajectories(report: Json, out: Path) -> Figure | None:
             path[0, :, 0], path[0, :, 1], s=7, facecolors="white", edgecolors=SOFT, linewidths=0.6, zorder=3
         )
         ax.scatter(path[-1, :, 0], path[-1, :, 1], s=7, color=colour, linewidths=0, zorder=4)
-        bend = stat(run.get("curvature") for run in report["arms"][name]["runs"])
+        bend = over_runs(report["arms"][name], "curvature")
         ax.set_title(plain(name), color=colour, pad=4)
         ax.set_xlabel(f"{len(path) - 1} steps" + ("" if bend is None else f", curvature {bend}"))
         _frame(ax, inside)
@@ -687,34 +437,25 @@ def trajectories(report: Json, out: Path) -> Figure | None:
 # --- files --------------------------------------------------------------------------------------------
 
 
-def put(path: Path, content: bytes) -> Path:
-    """Writes a file whole or not at all. Raises GenkitError naming a path that cannot be written."""
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise GenkitError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
-
-
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
-
-
 def save_figures(report: Json, out: Path) -> dict[str, Path]:
-    """Draws what the report and the samples under `out` allow, as OUT/figures/NAME.png: name -> file."""
+    """Draws what the report and the samples under `out` allow, as OUT/figures/NAME.png: name -> file.
+
+    A figure that an earlier report left there, and that this one has not, is removed.
+    """
     drawn = {
         "quality": quality(report),
         "samples": samples(report, out),
         "density": density(report, out),
         "trajectories": trajectories(report, out),
         "bits_per_dim": bits_per_dim(report),
-        "cost": cost(report),
         "curves": curves(report),
     }
-    return {
-        name: put(out / "figures" / f"{name}.png", png(figure))
-        for name, figure in drawn.items()
-        if figure is not None
-    }
+    written: dict[str, Path] = {}
+    for name, figure in drawn.items():
+        path = out / "figures" / f"{name}.png"
+        if figure is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_atomically(path, partial(figure.savefig, format="png", dpi=DPI))
+            written[name] = path
+    return written

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from genkit.compare import figures
 from genkit.compare.evaluate import shown_as
-from genkit.compare.figures import Stat, by_nfe, looks, main_measure, measures, spent, stat
+from genkit.compare.figures import looks
+from genkit.compare.numbers import by_nfe
 from genkit.errors import GenkitError
 
 # --- made-up reports ----------------------------------------------------------------------------------
@@ -24,6 +25,13 @@ FRECHET = {
     "fm-ot": [370, 66, 21, 15, 13, 12.6],
     "fm-distilled": [55, 53, 42, 37, 36, 35.6],
 }
+METRICS = [
+    {"name": "frechet", "words": "Fréchet distance", "lower": True},
+    {"name": "sliced_wasserstein", "words": "sliced Wasserstein distance", "lower": True},
+    {"name": "accuracy", "words": "share of samples of the class asked for", "lower": False},
+    {"name": "energy_distance", "words": "energy distance", "lower": True},
+    {"name": "nearest", "words": "distance to the nearest training sample", "lower": None},
+]
 CURVATURE = {"fm-independent": 0.32, "fm-ot": 0.11, "fm-distilled": 0.021}
 BITS = {"nf": (1.93, "bound"), "fm-independent": (1.88, "estimate"), "fm-ot": (1.90, "estimate")}
 
@@ -125,23 +133,27 @@ def image_report(seeds: int = 1) -> dict:
             "extractor_hash": "c0de" * 16,
         },
         "floor": {"frechet": 10.2, "sliced_wasserstein": 0.11, "energy_distance": 0.0, "nearest": 15.9},
+        "metrics": METRICS,
         "machine": {"device": "x86_64", "threads": 2, "torch": "2.13.0"},
         "arms": arms,
     }
 
 
 def plane_report(seeds: int = 1) -> dict:
-    """Flows from eight gaussians to two moons: no Fréchet distance, no classes, no likelihood."""
+    """Flows from eight gaussians to two moons: no Fréchet distance, no classes, one exact likelihood."""
     report = image_report(seeds)
     report |= {
         "name": "moons",
         "floor": {"sliced_wasserstein": 0.031, "energy_distance": 0.0, "nearest": 0.011},
     }
+    report["metrics"] = [entry for entry in METRICS if entry["name"] not in ("frechet", "accuracy")]
     report["data"] |= {"name": "moons", "shape": [2], "levels": None, "classes": None, "class_names": []}
     report["evaluation"] |= {"extractor": None, "extractor_hash": None, "samples": 2000}
     for arm in report["arms"].values():
         for run in arm["runs"]:
             run["bits_per_dim"] = None
+            if arm["objective"] == "normalizing_flow":
+                run["bits_per_dim"] = {"value": 1.31, "stderr": 0.02, "kind": "exact"}
             for point in run["points"]:
                 del point["frechet"], point["accuracy"]
                 point["nearest"] = 0.012
@@ -192,68 +204,12 @@ def save_samples(report: dict, out, levels: np.ndarray | None = None) -> None:
             save_file(held, folder / "samples.safetensors")
 
 
-# --- numbers ------------------------------------------------------------------------------------------
-
-
-def test_stat_is_mean_and_sample_deviation_of_finite_values():
-    assert stat([1.0, 2.0, 3.0]) == Stat(2.0, 1.0, 3)
-    assert stat([4.0]) == Stat(4.0, None, 1)
-    assert stat([4.0, None, math.nan]) == Stat(4.0, None, 1)
-    assert stat([]) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (Stat(2031.2, 109.4, 3), "2,031 ± 109"),
-        (Stat(55.24, 2.96, 3), "55.2 ± 3.0"),
-        (Stat(55.24, 0.004, 3), "55.2 ± 0.004"),
-        (Stat(0.14, 0.0, 3), "0.140 ± 0.000"),
-        (Stat(0.1, None, 1), "0.100"),
-    ],
-)
-def test_stat_reads_well(value, text):
-    assert str(value) == text
-
-
-def test_level_means_within_spreads_in_quadrature():
-    assert Stat(10, 3, 3).level(Stat(14.9, 4, 3))
-    assert not Stat(10, 3, 3).level(Stat(15.1, 4, 3))
-    assert not Stat(10, None, 1).level(Stat(10.001, None, 1))
-
-
-def test_points_are_collected_over_seeds():
-    report = image_report(3)
-    values = by_nfe(report["arms"]["fm-ot"], "frechet")
-    assert list(values) == NFE
-    assert values[4].seeds == 3
-    assert values[4].mean == pytest.approx(np.mean([21 * wobble(seed) for seed in range(3)]))
-    assert by_nfe(report["arms"]["fm-ot"], "unheard_of") == {}
-
-
-def test_teacher_is_counted_to_its_student():
-    own, teacher, total = spent(image_report()["arms"]["fm-distilled"], "tokens")
-    assert (own.mean, teacher.mean, total.mean) == (3_072_000, 3_072_000, 6_144_000)
-    assert spent(image_report()["arms"]["fm-ot"], "seconds").teacher.mean == 0
-
-
-def test_main_measure_is_what_the_data_have():
-    assert main_measure(image_report()).key == "frechet"
-    assert main_measure(plane_report()).key == "sliced_wasserstein"
-
-
-def test_metric_of_a_plugin_is_shown_without_a_direction():
-    report = image_report()
-    report["arms"]["nf"]["runs"][0]["points"][0]["my_metric"] = 3.0
-    assert measures(report)[-1] == ("my_metric", "my metric", None)
-
-
 # --- figures ------------------------------------------------------------------------------------------
 
 
 def test_global_style_is_left_alone():
     style = dict(matplotlib.rcParams)
-    figures.png(figures.curves(image_report()))
+    figures.curves(image_report()).savefig(io.BytesIO(), format="png", dpi=40)
     assert dict(matplotlib.rcParams) == style
 
 
@@ -261,7 +217,7 @@ def test_arm_keeps_its_colour_over_all_figures(tmp_path):
     report = image_report()
     look = looks(report)
     assert len({arm.colour for arm in look.values()}) == len(look)
-    for figure in (figures.quality(report), figures.cost(report), figures.curves(report)):
+    for figure in (figures.quality(report), figures.curves(report)):
         for handle in figure.legends[0].get_lines():
             if handle.get_label() in look:
                 assert handle.get_color() == look[handle.get_label()].colour
@@ -309,7 +265,7 @@ def test_losses_and_distances_that_are_not_finite_are_left_out():
     run = report["arms"]["fm-ot"]["runs"][0]
     run["curve"][3][1] = math.nan
     run["points"][0]["frechet"] = math.inf
-    for figure in (figures.quality(report), figures.curves(report), figures.cost(report)):
+    for figure in (figures.quality(report), figures.curves(report)):
         figure.savefig(io.BytesIO(), format="png", dpi=40)
 
 
@@ -357,3 +313,20 @@ def test_corrupt_samples_are_named(tmp_path):
     (tmp_path / "fm-ot" / "samples.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(GenkitError, match="fm-ot/samples.safetensors is corrupt"):
         figures.samples(report, tmp_path)
+
+
+def test_figures_of_an_earlier_report_are_removed(tmp_path):
+    report = image_report()
+    (tmp_path / "figures").mkdir()
+    for name in ("density", "quality", "mine"):
+        (tmp_path / "figures" / f"{name}.png").write_text("earlier")
+    written = figures.save_figures(report, tmp_path)
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {*written, "mine"}
+    assert "density" not in written
+    assert written["quality"].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("made", "kind"), [(image_report, "discrete"), (plane_report, "real-valued")])
+def test_bits_per_dim_say_of_what_data(made, kind):
+    (ax,) = figures.bits_per_dim(made()).axes
+    assert f"of the {kind} test data" in ax.get_xlabel()
