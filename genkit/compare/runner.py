@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,14 @@ from genkit.recipe import (
 )
 from genkit.registry import plugins_behind, resolve_options
 from genkit.types import DataSpec
+
+# What a comparison itself puts into its folder, beside those of its arms.
+OWN_FILES = ("figures", "stale", "report.html", "report.json", "table.md", "data.safetensors")
+
+
+def free_name(name: object) -> bool:
+    """Whether a folder of that name lies just where it is made."""
+    return isinstance(name, str) and Path(name).name == name and not name.startswith(".")
 
 
 class Listener(Protocol):
@@ -75,7 +84,7 @@ class Comparison:
         for arm, changes in arms.items():
             if not isinstance(changes, dict):
                 raise GenkitError(f"{source}: arms.{arm} must be a mapping of sections, not {changes!r}")
-            if not isinstance(arm, str) or Path(arm).name != arm or arm.startswith("."):
+            if not free_name(arm) or arm in OWN_FILES or re.search(r"-seed\d+$", arm):
                 raise GenkitError(f"{source}: '{arm}' cannot be the name of an arm: it becomes a folder")
         for key in config:
             if key not in KEYS:
@@ -83,7 +92,10 @@ class Comparison:
         if not isinstance(given, Mapping):
             raise GenkitError(f"{source}: evaluation must be a mapping of options, not {given!r}")
         evaluation = resolve_options(EvaluationOptions, given, f"{source}: evaluation")
-        comparison = cls(str(config.get("name") or Path(path).stem), config, arms, evaluation, source)
+        name = str(config.get("name") or Path(path).stem)
+        if not free_name(name):
+            raise GenkitError(f"{source}: '{name}' cannot be a name: it becomes a folder")
+        comparison = cls(name, config, arms, evaluation, source)
         comparison.options()
         comparison.ordered()
         return comparison
@@ -116,7 +128,11 @@ class Comparison:
         return order
 
     def options(self) -> EvaluationOptions:
-        return EvaluationOptions(**self.evaluation)
+        """Raises GenkitError for values that cannot be."""
+        try:
+            return EvaluationOptions(**self.evaluation)
+        except GenkitError as error:
+            raise GenkitError(f"{self.source}: {error}") from None
 
     def dataset(self) -> Dataset:
         """The data of all arms. Raises GenkitError where they have not one data set in common."""
@@ -161,15 +177,14 @@ class Comparison:
         return folders
 
     def _built(self, recipe: Recipe, spec: DataSpec, options: EvaluationOptions) -> Objective:
-        """An arm without weights, if it can be evaluated."""
-        recipe.check(spec)
-        with torch.device("meta"):
-            objective = recipe.objective(spec)
-        if objective.classes is not None:
-            try:
+        """An arm without weights, if it can be built and guided."""
+        try:
+            with torch.device("meta"):
+                objective = recipe.objective(spec)
+            if objective.classes is not None:
                 objective.labels(1, None, options.built_guidance())
-            except GenkitError as error:
-                raise GenkitError(f"{recipe.source}: evaluation.guidance: {error}") from None
+        except GenkitError as error:
+            raise GenkitError(f"{recipe.source}: {error}") from None
         return objective
 
 

@@ -34,8 +34,8 @@ class Judge:
         count = largest if count is None else count
         if not 2 <= count <= largest:
             raise GenkitError(
-                f"{count} samples of '{dataset.spec.name}' cannot be judged: at most {largest} can, one for "
-                f"each real row ({len(dataset.train)} to train on, {len(dataset.test)} to test with), and 2 must"
+                f"samples must be from 2 to {largest}, as many as '{dataset.spec.name}' has real rows beside them "
+                f"(train {len(dataset.train)}, test {len(dataset.test)}), not {count}"
             )
         self.dataset, self.count, self.seed = dataset, count, seed
         self.names = [name for name in METRICS.names() if METRICS.get(name).applies(dataset.spec)]

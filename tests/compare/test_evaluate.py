@@ -68,7 +68,7 @@ def test_wrong_options_are_refused_when_made(options, words):
 
 
 def test_more_samples_than_test_rows_are_refused_with_the_largest_number(flow):
-    with pytest.raises(GenkitError, match="evaluation: 41 samples.*at most 40"):
+    with pytest.raises(GenkitError, match="evaluation: samples must be from 2 to 40.*not 41"):
         evaluated(flow, EvaluationOptions(samples=41))
     assert EvaluationOptions().judge(flow.dataset).count == 40
 

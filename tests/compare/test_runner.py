@@ -39,7 +39,7 @@ def untrained(monkeypatch):
 @pytest.mark.parametrize(
     ("evaluation", "words"),
     [
-        ({"samples": 41}, "at most 40"),
+        ({"samples": 41}, "from 2 to 40.*not 41"),
         ({"solver": {"name": "dopri5", "atol": 0.0}}, "tolerances"),
         ({"steps": [2, 2]}, "distinct"),
         ({"guidance": "nothing"}, "classifier_free"),
@@ -56,7 +56,7 @@ def test_guidance_of_an_arm_without_label_dropout(comparison, untrained, tmp_pat
         data=DATA | {"labels": True},
         evaluation=EVALUATION | {"guidance": 2.0},
     )
-    with pytest.raises(GenkitError, match=r"arms\.fm.*evaluation\.guidance.*label_dropout 0"):
+    with pytest.raises(GenkitError, match=r"arms\.fm.*guidance needs.*label_dropout 0"):
         compare(made, tmp_path / "out")
 
 
@@ -113,6 +113,17 @@ def test_what_is_put_aside_is_never_written_over(comparison, tmp_path):
         training = SMALL["training"] | {"steps": steps}
         compare(comparison({"fm": "flow_matching"}, training=training), tmp_path / "out")
     assert len(list((tmp_path / "out/stale").iterdir())) == 3
+
+
+@pytest.mark.parametrize("arm", ["figures", "stale", "report.json", "fm-seed1", "../x", ".x"])
+def test_an_arm_takes_no_other_folder(comparison, arm):
+    with pytest.raises(GenkitError, match="cannot be the name of an arm"):
+        comparison({arm: "flow_matching"})
+
+
+def test_a_comparison_stays_in_its_folder(comparison):
+    with pytest.raises(GenkitError, match=r"'\.\./x' cannot be a name"):
+        comparison({"fm": "flow_matching"}, name="../x")
 
 
 def test_rows_of_classes_in_turn():
