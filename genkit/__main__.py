@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("recipe", help="a YAML file with `arms`")
     compare.add_argument("overrides", **overrides)  # type: ignore[arg-type]
     compare.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
+    compare.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})  # type: ignore[arg-type]
     compare.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
 
     list_ = command("list", "What the registries hold, a line each.")
@@ -207,7 +208,8 @@ def run_compare(arguments: argparse.Namespace) -> None:
         raise GenkitError(f"--seeds must be at least 1, not {arguments.seeds}")
     writable(out / "report.html")
     with listening() as listener:
-        report = compare(comparison, out, seeds=arguments.seeds, listener=listener)
+        where = device(arguments.device)
+        report = compare(comparison, out, seeds=arguments.seeds, listener=listener, device=where)
         listener.message("report", "drawing")
         page = write_report(report, out)
     print_table(report, page)

@@ -152,28 +152,15 @@ class Comparison:
         objectives = {arm: self._built(self.recipe(arm, 0), spec, options) for arm in self.arms}
         folders: dict[str, Run] = {}
         for arm, objective in objectives.items():
-            name = self.recipe(arm, 0).teacher
-            if name is None:
-                if getattr(getattr(objective, "coupling", None), "needs_teacher", False):
-                    raise GenkitError(
-                        f"{self.source}: arms.{arm}: its coupling needs a teacher: set teacher=ARM or a run folder"
-                    )
-                continue
-            if name not in self.arms:
+            name, teacher = self.recipe(arm, 0).teacher, None
+            if name is not None and name not in self.arms:
                 folders[name] = load(name)
-            teacher = objectives[name] if name in self.arms else folders[name].objective
-            for what in ("shape", "levels", "classes"):
-                theirs, ours = getattr(teacher.spec, what), getattr(spec, what)
-                if theirs != ours:
-                    raise GenkitError(
-                        f"{self.source}: arms.{arm}: the teacher {name} was trained on data of {what} {theirs}; "
-                        f"these have {ours}"
-                    )
-            if not hasattr(teacher, "encode"):
-                raise GenkitError(
-                    f"{self.source}: arms.{arm}: the teacher {name} cannot give data a code, as a normalizing "
-                    f"flow does; {type(teacher).__name__} does not"
-                )
+            if name is not None:
+                teacher = objectives[name] if name in self.arms else folders[name].objective
+            try:
+                objective.check_teacher(teacher)
+            except GenkitError as error:
+                raise GenkitError(f"{self.source}: arms.{arm}: {error}") from None
         return folders
 
     def _built(self, recipe: Recipe, spec: DataSpec, options: EvaluationOptions) -> Objective:
@@ -189,9 +176,14 @@ class Comparison:
 
 
 def compare(
-    comparison: Comparison, out: Path, *, seeds: int = 1, listener: Listener | None = None
+    comparison: Comparison,
+    out: Path,
+    *,
+    seeds: int = 1,
+    listener: Listener | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Trains and evaluates what is not there yet, and returns the report's content.
+    """Trains and evaluates (on `device`) what is not there yet, and returns the report's content.
 
     An arm whose recipe, data or teacher has changed is put aside under `out`/stale, never mistaken for the
     new one. Raises GenkitError for bad input, before any training.
@@ -208,7 +200,7 @@ def compare(
             recipe = comparison.recipe(arm, seed)
             name = recipe.teacher
             teacher = None if name is None else teachers.get(name) or runs[name, seed]
-            run = train_arm(recipe, out / folder_name(arm, seed), teacher, listener)
+            run = train_arm(recipe, out / folder_name(arm, seed), teacher, listener).to(device)
             runs[arm, seed] = run
             objective = recipe.config["objective"]
             arms[arm] |= {

@@ -42,12 +42,16 @@ class Coupling(abc.ABC):
     source: Source = StandardNormal()
     teacher: Any = None
 
-    def setup(self, data: EncodedData | None, source: Source, teacher: Any = None) -> None:
-        """Once before training. Raises GenkitError when a teacher is needed and missing."""
+    def check_teacher(self, teacher: Any) -> None:
+        """Raises GenkitError when a teacher is needed and missing, or is of no use."""
         if self.needs_teacher and teacher is None:
             raise GenkitError(
                 f"the coupling {type(self).__name__} needs a teacher: set teacher=RUN_FOLDER or an arm"
             )
+
+    def setup(self, data: EncodedData | None, source: Source, teacher: Any = None) -> None:
+        """Once before training."""
+        self.check_teacher(teacher)
         self.data, self.source, self.teacher = data, source, teacher
 
     @abc.abstractmethod

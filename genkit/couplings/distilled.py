@@ -54,13 +54,16 @@ class Distilled(Coupling):
         self.spread = spread
         self.sigma, self.scale = noise or 0.0, 1.0
 
-    def setup(self, data: EncodedData | None, source: Source, teacher: Any = None) -> None:
-        super().setup(data, source, teacher)
+    def check_teacher(self, teacher: Any) -> None:
+        super().check_teacher(teacher)
         if not hasattr(teacher, "encode"):
             raise GenkitError(
                 "distilled: the teacher must give data a code, as a normalizing flow does; "
                 f"{type(teacher).__name__} does not"
             )
+
+    def setup(self, data: EncodedData | None, source: Source, teacher: Any = None) -> None:
+        super().setup(data, source, teacher)
         if self.noise is None:
             self.sigma = float(teacher.view.sigma)
         self.scale = 1.0

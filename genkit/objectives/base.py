@@ -41,8 +41,16 @@ class Objective(nn.Module, abc.ABC):
         self.register_buffer("positions", self.tokens.positions, persistent=False)
         self.backbone = Transformer(model)
 
+    def check_teacher(self, teacher: Any) -> None:
+        """Raises GenkitError for a teacher that does not fit, and for none where one is needed."""
+        for what in ("shape", "levels", "classes") if teacher is not None else ():
+            theirs, ours = getattr(teacher.spec, what), getattr(self.spec, what)
+            if theirs != ours:
+                raise GenkitError(f"the teacher was trained on data of {what} {theirs}; these have {ours}")
+
     def setup(self, data: Split, teacher: Any = None) -> None:
         """Once before training: what the objective needs of the data and of a teacher."""
+        self.check_teacher(teacher)
 
     @torch.no_grad()
     def prepare(self, batch: Batch, *, generator: Generator = None) -> Batch:

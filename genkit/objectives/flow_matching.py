@@ -70,11 +70,12 @@ class FlowMatching(Objective):
         self.condition = Condition(model.width, classes=self.classes, time=True)
         self.head = Head(model.width, self.tokens.dim)
 
+    def check_teacher(self, teacher: Any) -> None:
+        super().check_teacher(teacher)
+        self.coupling.check_teacher(teacher)
+
     def setup(self, data: Split, teacher: Any = None) -> None:
-        for what in ("shape", "levels", "classes"):
-            theirs, ours = getattr(teacher and teacher.spec, what, None), getattr(self.spec, what)
-            if teacher is not None and theirs != ours:
-                raise GenkitError(f"the teacher was trained on data of {what} {theirs}; these have {ours}")
+        super().setup(data, teacher)
         self.coupling.setup(Encoded(data, self.view), self.source, teacher)
 
     @torch.no_grad()
