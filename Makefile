@@ -57,8 +57,8 @@ format: install ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 bench: install ## run the benchmarks; each prints a table and writes JSON
-	@set -e; for script in benchmarks/[a-z]*.py; do \
-		echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@set -e; for script in steps couplings solver_overhead; do \
+		echo "== $$script"; $(BIN)/python "benchmarks/$$script.py" $(ARGS); done
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
