@@ -52,12 +52,16 @@ def parser() -> argparse.ArgumentParser:
         )
         return added
 
-    place = {"default": "auto", "help": "cpu, cuda, ... (default: a GPU where there is one)"}
-    overrides = {"nargs": "*", "metavar": "key=value", "help": "overrides, such as training.steps=500"}
+    place: dict[str, Any] = {"default": "auto", "help": "cpu, cuda, ... (default: a GPU where there is one)"}
+    overrides: dict[str, Any] = {
+        "nargs": "*",
+        "metavar": "key=value",
+        "help": "overrides, such as training.steps=500",
+    }
 
     train = command("train", "Train a recipe in a run folder, or resume it there.")
     train.add_argument("recipe", help="a YAML file")
-    train.add_argument("overrides", **overrides)  # type: ignore[arg-type]
+    train.add_argument("overrides", **overrides)
     train.add_argument(
         "--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/<name of the recipe>)"
     )
@@ -72,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         "--class", type=int, dest="label", metavar="CLASS", help="class (default: all in turn)"
     )
     sample.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    sample.add_argument("--device", **place)  # type: ignore[arg-type]
+    sample.add_argument("--device", **place)
     sample.add_argument(
         "--out",
         type=Path,
@@ -83,15 +87,15 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", "Measure a trained run, and print the figures.")
     evaluate.add_argument("run", help="a run folder")
-    evaluate.add_argument("--device", **place)  # type: ignore[arg-type]
+    evaluate.add_argument("--device", **place)
     options = {**overrides, "help": "options, such as samples=1000 steps=[1,2,4]"}
-    evaluate.add_argument("overrides", **options)  # type: ignore[arg-type]
+    evaluate.add_argument("overrides", **options)
 
     compare = command("compare", "Train the arms of a comparison, evaluate them alike, and write a report.")
     compare.add_argument("recipe", help="a YAML file with `arms`")
-    compare.add_argument("overrides", **overrides)  # type: ignore[arg-type]
+    compare.add_argument("overrides", **overrides)
     compare.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
-    compare.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})  # type: ignore[arg-type]
+    compare.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})
     compare.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
 
     list_ = command("list", "What the registries hold, a line each.")
