@@ -35,3 +35,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def free_name(name: object) -> bool:
+    """Whether a folder of that name lies just where it is made."""
+    return isinstance(name, str) and Path(name).name == name and not name.startswith(".")

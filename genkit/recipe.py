@@ -29,7 +29,7 @@ import genkit
 from genkit.backbone import ModelOptions
 from genkit.data.base import DATASETS, Dataset
 from genkit.errors import GenkitError, choose
-from genkit.files import write_atomically, write_json, write_text
+from genkit.files import free_name, write_atomically, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance
 from genkit.objectives import OBJECTIVES, Objective
 from genkit.randomness import keyed_generator
@@ -133,7 +133,7 @@ class Recipe:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise GenkitError(f"{source}: seed must be a whole number from 0 up, not {seed!r}")
         name = str(config.get("name") or "")
-        if name and (Path(name).name != name or name.startswith(".")):
+        if name and not free_name(name):
             raise GenkitError(f"{source}: '{name}' cannot be a name: it becomes a folder")
         if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
             raise GenkitError(f"{source}: plugins must be a list of names, not {plugins!r}")
@@ -179,11 +179,11 @@ class Recipe:
             torch.manual_seed(keyed_generator(self.seed, "init").initial_seed())
             return OBJECTIVES.build(self.config["objective"], spec, self.section("model"))
 
-    def check(self, spec: DataSpec) -> None:
-        """Builds the model without its weights, so that options that do not fit the data are known early."""
+    def check(self, spec: DataSpec) -> Objective:
+        """The model without its weights, built so that options that do not fit the data are known early."""
         try:
             with torch.device("meta"):
-                self.objective(spec)
+                return self.objective(spec)
         except GenkitError as error:
             raise GenkitError(f"{self.source}: {error}") from None
 

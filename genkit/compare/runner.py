@@ -26,7 +26,7 @@ from torch import Tensor
 from genkit.compare.evaluate import SHOWN_IMAGES, SHOWN_POINTS, EvaluationOptions, evaluate
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose
-from genkit.files import write_atomically, write_json
+from genkit.files import free_name, write_atomically, write_json
 from genkit.metrics import Judge
 from genkit.metrics.extractor import PINNED
 from genkit.objectives import Objective
@@ -46,11 +46,6 @@ from genkit.types import DataSpec
 
 # What a comparison itself puts into its folder, beside those of its arms.
 OWN_FILES = ("figures", "stale", "report.html", "report.json", "table.md", "data.safetensors")
-
-
-def free_name(name: object) -> bool:
-    """Whether a folder of that name lies just where it is made."""
-    return isinstance(name, str) and Path(name).name == name and not name.startswith(".")
 
 
 class Listener(Protocol):
@@ -165,9 +160,8 @@ class Comparison:
 
     def _built(self, recipe: Recipe, spec: DataSpec, options: EvaluationOptions) -> Objective:
         """An arm without weights, if it can be built and guided."""
+        objective = recipe.check(spec)
         try:
-            with torch.device("meta"):
-                objective = recipe.objective(spec)
             if objective.classes is not None:
                 objective.labels(1, None, options.built_guidance())
         except GenkitError as error:

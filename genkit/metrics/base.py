@@ -15,6 +15,7 @@ All work in float64, and all states reduce over processes.
 
 from __future__ import annotations
 
+import abc
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -72,9 +73,9 @@ class TwoSample(DataMetric):
         real, fake = gathered(self.real, "reference rows"), gathered(self.fake, "samples")
         return self.distance(fake, real)
 
+    @abc.abstractmethod
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """The distance between the rows x (N, D) and y (M, D), float64."""
-        raise NotImplementedError
 
 
 METRICS: Registry[DataMetric] = Registry(DataMetric, "metric", "genkit.metrics", given=1)
