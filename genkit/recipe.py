@@ -345,10 +345,7 @@ def load(folder: str | Path, *, plugins: Iterable[str | Path] = (), device: str 
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         about = json.loads(metadata["genkit"])
-        fields = about["spec"]
-        spec = DataSpec(
-            **{**fields, "shape": tuple(fields["shape"]), "class_names": tuple(fields["class_names"])}
-        )
+        spec = DataSpec.of(about["spec"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise GenkitError(f"{weights} is corrupt, or was not written by genkit: {error}") from None
     if "hash" in about and about["hash"] != weights_hash(state):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import abc
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,11 +24,18 @@ Kind = Literal["exact", "bound", "estimate"]
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a data set holds: the shape of a sample, its integer levels and its classes.
+    """What a data set holds: the shape of a sample, its integer levels or symbols, and its classes.
 
-    shape: (C, H, W) for images, (D,) for vectors.
+    shape: (C, H, W) for images, (D,) for vectors, (L,) for sequences of symbols or of sound samples.
     levels: number of integer levels of a value (17 for digits), None for real-valued data.
     classes: number of classes, None for unlabelled data.
+    ordered: whether levels have an order (grey levels do, letters do not).
+    tokenizer: for text, what `genkit.data.tokenizers` makes a tokenizer of; "" for other data.
+    characters: of text, the mean number of characters of a symbol.
+    rate: of sound, samples a second.
+    fixed: symbols that are part of the layout, never masked and never modelled: boundaries, tasks, padding.
+    boundary: the fixed symbol that stands before each packed document; attention stays within a document.
+    answer: the fixed symbol that ends a prompt: symbols before it are given, not modelled.
     """
 
     name: str
@@ -36,6 +43,18 @@ class DataSpec:
     levels: int | None = None
     classes: int | None = None
     class_names: tuple[str, ...] = ()
+    ordered: bool = True
+    tokenizer: str = ""
+    characters: float = 1.0
+    rate: int | None = None
+    fixed: tuple[int, ...] = ()
+    boundary: int | None = None
+    answer: int | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> DataSpec:
+        """From plain data, as JSON gives them."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
 
     @property
     def dims(self) -> int:
@@ -44,6 +63,10 @@ class DataSpec:
     @property
     def image(self) -> bool:
         return len(self.shape) == 3
+
+    @property
+    def text(self) -> bool:
+        return bool(self.tokenizer)
 
 
 class View(abc.ABC):
@@ -215,11 +238,15 @@ class Solution:
 
 @dataclass
 class LogProb:
-    """value (B,) nats of the data, its kind, and the standard error (B,) of a Monte Carlo estimate."""
+    """value (B,) nats of the data, its kind, and the standard error (B,) of a Monte Carlo estimate.
+
+    count: (B,) how many values of a row it is of, where that is not all of them (see `DataSpec.fixed`).
+    """
 
     value: Tensor
     kind: Kind
     stderr: Tensor | None = None
+    count: Tensor | None = None
 
 
 @dataclass

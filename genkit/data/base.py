@@ -12,6 +12,7 @@ from __future__ import annotations
 import abc
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -97,6 +98,15 @@ class Encoded:
         return self.view.encode(x, generator=generator), y
 
 
+@dataclass
+class Shown:
+    """Rows of data for a person: pictures (N, C, H, W) of levels, texts, sounds (N, T) in [-1, 1]; a row may have several."""
+
+    images: Tensor | None = None
+    texts: list[str] | None = None
+    sounds: Tensor | None = None
+
+
 class Dataset(abc.ABC):
     """A data set: what it holds (`spec`) and its two parts. A new one writes `spec` and `load`."""
 
@@ -119,6 +129,17 @@ class Dataset(abc.ABC):
         if name not in SPLITS:
             raise choose(name, SPLITS, "split")
         return self.train if name == "train" else self.test
+
+    def show(self, x: Tensor) -> Shown:
+        """Rows x (N, *shape), as stored or as sampled, as what a person can look at or listen to."""
+        return Shown(images=x) if self.spec.image else Shown()
+
+    def given(self, prompt: str, task: str | None = None) -> Tensor:
+        """A prompt as a row (*shape) of levels with -1 where a model is to fill in.
+
+        Raises GenkitError for data that take no prompts, and for a prompt that does not fit.
+        """
+        raise GenkitError(f"'{self.spec.name}' takes no prompt: its samples are chosen by class")
 
     @cached_property
     def hash(self) -> str:
