@@ -17,6 +17,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from genkit.errors import GenkitError
 from genkit.files import write_atomically
@@ -26,15 +28,39 @@ Report = Callable[[int, int, float], None]  # step, steps, loss
 
 
 class EMA(WeightAveraging):
-    """Lightning's weight averaging with a decay that is warmed up: min(decay, (1 + n) / (10 + n))."""
+    """Lightning's weight averaging with a decay that is warmed up.
 
-    def __init__(self, decay: float) -> None:
+    At update n, min(decay, ((1 + kappa n) / (10 + kappa n))^kappa): the warm-up of batches of which kappa make
+    one of these.
+    """
+
+    def __init__(self, decay: float, kappa: float = 1.0) -> None:
         def update(average: Any, current: Any, n: Any) -> None:
-            keep = torch.clamp((1 + n) / (10 + n), max=decay)
+            n = n * kappa
+            keep = torch.clamp(((1 + n) / (10 + n)) ** kappa, max=decay)
             torch._foreach_mul_(average, keep)
             torch._foreach_add_(average, torch._foreach_mul(current, 1 - keep))
 
         super().__init__(use_buffers=False, multi_avg_fn=update)
+
+
+class Clipping(Callback):
+    """Logs `clipped`: the share of all steps so far whose gradient's norm was above `clip`."""
+
+    def __init__(self, clip: float) -> None:
+        self.clip = clip
+        self.count: Tensor | int = 0  # on the device: nothing waits for it
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.count = self.count + (get_total_norm(grads) > self.clip)
+        pl_module.log("clipped", self.count / (trainer.global_step + 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.count = state_dict["count"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

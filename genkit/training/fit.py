@@ -21,6 +21,7 @@ from genkit.objectives import Objective
 from genkit.training.callbacks import (
     EMA,
     AtomicCheckpointIO,
+    Clipping,
     CsvLog,
     Report,
     StepCheckpoint,
@@ -57,7 +58,7 @@ class Loader(L.LightningDataModule):
             self.options.batch_size // parts,
             seed=self.seed,
             start=self.trainer.global_step * parts,
-            stop=self.options.steps * parts,
+            stop=self.options.physical.steps * parts,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
         )
@@ -76,13 +77,13 @@ def fit(
     report: Report | None = None,
     tensorboard: bool = True,
 ) -> Fitted:
-    """Trains until options.steps, going on from `folder`/checkpoints/last.ckpt where there is one.
+    """Trains for the steps of options.physical, going on from `folder`/checkpoints/last.ckpt where there is one.
 
     The objective ends on the CPU, with the averaged weights of the last checkpoint. Raises GenkitError for a
     loss that is not finite, a trainer that cannot be had, and a checkpoint that cannot be read or is of
     another model.
     """
-    trainer = trainer or TrainerOptions()
+    trainer, physical = trainer or TrainerOptions(), options.physical
     quiet()
     objective.setup(split, teacher)
     module = GenerativeModule(objective, options, seed=seed)
@@ -93,7 +94,9 @@ def fit(
     interrupt = StopOnInterrupt()
     callbacks: list[L.Callback] = [checkpoint, interrupt, Watch(checkpoint, report, options.log_every)]
     if options.ema:
-        callbacks.append(EMA(options.ema))
+        callbacks.append(EMA(physical.ema, physical.kappa))
+    if options.clip and options.logical_batch:
+        callbacks.append(Clipping(options.clip))
     loggers: list[Any] = [CsvLog(folder / "metrics.csv", start=start)]
     if tensorboard:
         loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
@@ -104,7 +107,7 @@ def fit(
             strategy=trainer.strategy,
             num_nodes=trainer.num_nodes,
             precision="bf16-mixed" if options.precision == "bf16" else "32-true",
-            max_steps=options.steps,
+            max_steps=physical.steps,
             max_epochs=-1,
             accumulate_grad_batches=options.accumulate,
             gradient_clip_val=options.clip,
@@ -120,7 +123,7 @@ def fit(
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise GenkitError(f"trainer: {error}") from error
     try:
-        if start < options.steps:
+        if start < physical.steps:
             loader = Loader(split, options, seed)
             lightning.fit(module, loader, ckpt_path=str(last) if start else None, weights_only=True)
         saved = read_checkpoint(last)

@@ -54,16 +54,16 @@ class GenerativeModule(L.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        options = self.options
+        physical = self.options.physical
         matrices = [p for p in self.parameters() if p.ndim >= 2]
         others = [p for p in self.parameters() if p.ndim < 2]
         groups = [
-            {"params": matrices, "weight_decay": options.weight_decay},
+            {"params": matrices, "weight_decay": physical.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
         # fused: one kernel for all tensors, on CPU too
         optimizer = torch.optim.AdamW(
-            groups, lr=options.lr, betas=options.betas, fused=self.device.type != "mps"
+            groups, lr=physical.lr, betas=physical.betas, eps=physical.eps, fused=self.device.type != "mps"
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -82,9 +82,9 @@ class GenerativeModule(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def lr_factor(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to final_lr."""
-        options = self.options
-        if step < options.warmup:
-            return (step + 1) / options.warmup
-        progress = min(1.0, (step - options.warmup) / max(1, options.steps - options.warmup))
+        """Linear warm-up, then a cosine down to final_lr; both over samples, as steps of the logical batch."""
+        options, kappa = self.options, self.options.physical.kappa
+        if step * kappa < options.warmup:
+            return min(1.0, (step + 1) * kappa / options.warmup)
+        progress = min(1.0, (step * kappa - options.warmup) / max(1, options.steps - options.warmup))
         return options.final_lr + (1 - options.final_lr) * (1 + math.cos(math.pi * progress)) / 2

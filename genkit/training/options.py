@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from genkit.errors import GenkitError
+
+
+class Physical(NamedTuple):
+    """What the optimizer steps that are really taken go by; see `TrainingOptions.physical`."""
+
+    kappa: float
+    steps: int
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    ema: float
 
 
 @dataclass(frozen=True)
@@ -14,20 +26,25 @@ class TrainingOptions:
     """What is trained for how long, and how the optimizer goes.
 
     steps: optimizer steps. batch_size: samples of an optimizer step, over all devices and accumulated parts.
-    lr, betas, weight_decay: of AdamW; weight decay acts on matrices only.
+    logical_batch: the batch that steps, warmup, lr, betas, eps, weight_decay and ema are meant for, where it is
+        not batch_size; they are then turned into those of batch_size, for the same trajectory over the same
+        samples (see `physical`). Null for no such change.
+    lr, betas, eps, weight_decay: of AdamW; weight decay acts on matrices only.
     warmup: steps over which the learning rate rises linearly to lr; then it falls as a cosine to
         final_lr * lr at the last step.
     clip: largest norm of the gradient; null for none.
     ema: decay of the averaged weights d, warmed up as min(d, (1 + n) / (10 + n)) at update n; 0 for none.
     precision: float32, or bf16 autocast around the network.
     accumulate: parts in which a batch is computed.
-    checkpoint_every, log_every: steps.
+    checkpoint_every, log_every: optimizer steps that are really taken.
     """
 
     steps: int = 2000
     batch_size: int = 128
+    logical_batch: int | None = None
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
     weight_decay: float = 1e-4
     warmup: int = 100
     final_lr: float = 0.01
@@ -39,7 +56,7 @@ class TrainingOptions:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "lr", "accumulate", "checkpoint_every", "log_every"):
+        for name in ("steps", "batch_size", "lr", "eps", "accumulate", "checkpoint_every", "log_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise GenkitError(f"training: {name} must be positive, not {getattr(self, name)}")
         for name in ("warmup", "weight_decay", "final_lr"):
@@ -57,6 +74,55 @@ class TrainingOptions:
             raise GenkitError(
                 f"training: batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
             )
+        if self.logical_batch is not None:
+            self._check_physical(self.logical_batch)
+
+    def _check_physical(self, logical_batch: int) -> None:
+        if not 0 < logical_batch < math.inf:
+            raise GenkitError(f"training: logical_batch must be positive or null, not {logical_batch}")
+        physical = self.physical
+        if not physical.steps:
+            raise GenkitError(
+                f"training: {self.steps} steps of logical_batch {logical_batch} are less than one of "
+                f"batch_size {self.batch_size}"
+            )
+        for name, value in (("betas", max(physical.betas)), ("ema", physical.ema)):
+            if value > 1 - 2**-24:  # 1 in float32
+                raise GenkitError(
+                    f"training: {name} to the power of batch_size / logical_batch = {physical.kappa:g} are 1: "
+                    "a smaller logical_batch is needed"
+                )
+
+    @property
+    def physical(self) -> Physical:
+        """The options for a batch of B = batch_size that follow the trajectory of B_0 = logical_batch.
+
+            kappa = B / B_0,  steps = steps_0 / kappa (rounded),  lr = lr_0 sqrt(kappa),  beta_i = beta_i0^kappa,
+            eps = eps_0 / sqrt(kappa),  weight_decay = weight_decay_0 sqrt(kappa),  ema = ema_0^kappa
+
+        Where noise outweighs the mean of a gradient, AdamW follows a stochastic differential equation in time
+        kappa * step, and these leave it as it is (Malladi et al., https://arxiv.org/abs/2205.10287, who write
+        1 - kappa (1 - beta) for beta^kappa; powers as in https://arxiv.org/abs/2602.21472). Weight decay is
+        multiplied by lr, and so decays by a factor that goes with kappa. Averages forget by the sample
+        (Busbridge et al., https://arxiv.org/abs/2307.13813), and all schedules count samples, as kappa * step.
+
+        It holds while a step is small: up to a critical batch, beyond which the noise no longer outweighs the
+        mean, and while 1 / (1 - beta_i0), the memory in steps of the logical batch, is many times kappa.
+        Clipping breaks it where it acts, since the norm of a gradient's noise goes with 1 / sqrt(B): with
+        logical_batch set, metrics.csv has the share of steps that were `clipped`.
+        """
+        kappa = 1.0 if self.logical_batch is None else self.batch_size / self.logical_batch
+        root = math.sqrt(kappa)
+        first, second = self.betas
+        return Physical(
+            kappa=kappa,
+            steps=round(self.steps / kappa),
+            lr=self.lr * root,
+            betas=(first**kappa, second**kappa),
+            eps=self.eps / root,
+            weight_decay=self.weight_decay * root,
+            ema=self.ema**kappa,
+        )
 
 
 @dataclass(frozen=True)

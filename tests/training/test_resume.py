@@ -118,6 +118,19 @@ def test_a_resumed_run_ends_as_if_never_stopped(
         assert kept[row["step"]] == row
 
 
+def test_a_resume_is_exact_under_the_rule_for_the_batch_size(tmp_path: Path) -> None:
+    """Also in the share of clipped steps, which counts all of them."""
+    rule: dict[str, Any] = {"logical_batch": 64, "steps": 3, "warmup": 1, "log_every": 1}
+    whole, fitted, _ = train(tmp_path / "whole", **rule)
+    assert fitted.steps == 12
+    with pytest.raises(Killed):
+        train(tmp_path / "parts", before=kill_at(9), **rule)
+    resumed, _, _ = train(tmp_path / "parts", **rule)
+    assert_equal(whole, resumed)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert 0 < float(rows(tmp_path / "whole")[-1]["clipped"]) < 1
+
+
 @pytest.mark.parametrize("batch", [5, 6, 16])
 @pytest.mark.parametrize("stop", [kill_at, interrupt_at])
 def test_accumulated_parts_are_never_split(stop: Callable, batch: int, tmp_path: Path) -> None:
