@@ -1,7 +1,8 @@
-"""Files that are either written whole or left as they were."""
+"""Files that are read or named in an error, and written whole or left as they were."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Callable
@@ -10,6 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from genkit.errors import GenkitError
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """The content of a file that an error calls `what`.
+
+    Raises GenkitError for a file that is missing (naming the nearest one beside it), a folder, and what cannot
+    be read.
+    """
+    try:
+        return path.read_bytes()
+    except IsADirectoryError:
+        raise GenkitError(f"{what} {path} is a folder; give a file in it") from None
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise GenkitError(f"{what} {path} is missing: there is no folder {path.parent}") from None
+        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+        hint = f"; did you mean '{path.with_name(close[0])}'?" if close else ""
+        raise GenkitError(f"{what} {path} is missing{hint}") from None
+    except OSError as error:
+        raise GenkitError(f"{what} {path} cannot be read: {error.strerror or error}") from error
 
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:

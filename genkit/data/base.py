@@ -143,9 +143,14 @@ class Dataset(abc.ABC):
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of both parts and of what their numbers mean (shape, levels, classes)."""
+        """SHA-256 (hex) of both parts and of what their numbers mean (shape, levels, classes, symbols)."""
         spec = self.spec
-        content = (spec.shape, spec.levels, spec.classes, self.train.hash, self.test.hash)
+        content: tuple[object, ...] = (
+            *(spec.shape, spec.levels, spec.classes),
+            *(self.train.hash, self.test.hash),
+        )
+        if spec.tokenizer or spec.fixed:
+            content += (spec.tokenizer, spec.fixed)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

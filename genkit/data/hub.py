@@ -94,7 +94,7 @@ class Hub(Dataset):
 
         found = {}
         for name, part in self.parts.items():
-            rows = self._read(part)
+            rows = read_split(self.path, self.config, part)
             for column in (self.image, self.label):
                 if column is not None and column not in rows.column_names:
                     error = choose(column, rows.column_names, f"column in '{self.path}'")
@@ -105,33 +105,8 @@ class Hub(Dataset):
                 raise GenkitError(
                     f"column '{self.image}' of '{self.path}' holds {rows.features[self.image]}, no images"
                 )
-            if self.limit is not None and self.limit < len(rows):
-                order = torch.randperm(len(rows), generator=keyed_generator(0, "hub", "limit", name))
-                rows = rows.select(order[: self.limit].sort().values.tolist())
-            found[name] = rows
+            found[name] = limited(rows, self.limit, name)
         return found
-
-    def _read(self, part: str) -> Any:
-        import datasets
-
-        try:
-            return datasets.load_dataset(self.path, self.config, split=part)
-        except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            names = self._splits()
-            if names and re.split(r"\W", part)[0] not in names:
-                raise choose(part, names, f"split of '{self.path}'") from error
-            where = "is neither a folder here nor to be had from the hub (is the network there?)"
-            what = "cannot be read" if names or Path(self.path).exists() else where
-            raise GenkitError(f"the data set '{self.path}' {what}: {error}") from error
-
-    def _splits(self) -> list[str]:
-        """The splits there are, as far as they can be read."""
-        import datasets
-
-        try:
-            return list(datasets.load_dataset(self.path, self.config))
-        except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError):
-            return []
 
     def _labels(self, rows: Any) -> list[int]:
         """The class of each row, -1 for none."""
@@ -148,6 +123,42 @@ class Hub(Dataset):
         if getattr(feature, "dtype", "").startswith(("int", "uint")):
             return tuple(str(label) for label in range(max(self._labels(rows)) + 1))
         raise GenkitError(f"column '{self.label}' of '{self.path}' holds {feature}, no class numbers")
+
+
+def read_split(path: str, config: str | None, part: str) -> Any:
+    """One split, or a slice of one, as `datasets.Dataset`.
+
+    Raises GenkitError for data that cannot be reached or read, and for an unknown split (with the nearest).
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, config, split=part)
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        names = _splits(path, config)
+        if names and re.split(r"\W", part)[0] not in names:
+            raise choose(part, names, f"split of '{path}'") from error
+        where = "is neither a folder here nor to be had from the hub (is the network there?)"
+        what = "cannot be read" if names or Path(path).exists() else where
+        raise GenkitError(f"the data set '{path}' {what}: {error}") from error
+
+
+def limited(rows: Any, limit: int | None, name: str) -> Any:
+    """At most `limit` of the rows of a `datasets.Dataset`, chosen by a key that has the part's name."""
+    if limit is None or limit >= len(rows):
+        return rows
+    order = torch.randperm(len(rows), generator=keyed_generator(0, "hub", "limit", name))
+    return rows.select(order[:limit].sort().values.tolist())
+
+
+def _splits(path: str, config: str | None) -> list[str]:
+    """The splits there are, as far as they can be read."""
+    import datasets
+
+    try:
+        return list(datasets.load_dataset(path, config))
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError):
+        return []
 
 
 class ImageSplit(Split):

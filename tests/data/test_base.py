@@ -117,7 +117,7 @@ def test_encoded_rows_are_the_view_of_the_rows() -> None:
     assert len(Encoded(data.train, view)) == len(data.train)
 
 
-OFFLINE = sorted(set(DATASETS.names()) - {"hub", "fashion_mnist"})  # those need files
+OFFLINE = sorted(set(DATASETS.names()) - {"hub", "hub_text", "fashion_mnist"})  # those need files
 
 
 @pytest.mark.parametrize("name", OFFLINE)
@@ -133,7 +133,10 @@ def test_a_data_set_is_what_its_spec_says(name: str) -> None:
             assert x.dtype == torch.float32
         else:
             assert x.dtype == torch.int64
-            assert (int(x.min()), int(x.max())) == (0, spec.levels - 1)
+            low, high = int(x.min()), int(x.max())
+            assert low >= 0
+            assert high < spec.levels
+            assert not spec.ordered or (low, high) == (0, spec.levels - 1)  # a letter may be missing
         assert (y is None) == (spec.classes is None)
         if y is not None:
             assert y.unique().tolist() == list(range(spec.classes or 0))
