@@ -26,6 +26,8 @@ REGISTRIES = {
     "times": ("genkit.paths", "TIMES"),
     "solvers": ("genkit.solvers", "SOLVERS"),
     "grids": ("genkit.solvers", "GRIDS"),
+    "schedules": ("genkit.paths", "SCHEDULES"),
+    "unmaskers": ("genkit.unmasking", "UNMASKERS"),
     "guidances": ("genkit.guidance", "GUIDANCES"),
     "datasets": ("genkit.data", "DATASETS"),
     "metrics": ("genkit.metrics", "METRICS"),
@@ -70,7 +72,14 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("run", help="a run folder")
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     sample.add_argument("--solver", help="see `genkit list solvers`")
-    sample.add_argument("--steps", type=int, help="steps of the solver")
+    sample.add_argument("--unmasker", help="of discrete models; see `genkit list unmaskers`")
+    sample.add_argument("--steps", type=int, help="steps of the solver or unmasker")
+    sample.add_argument("--temperature", type=float, help="of the unmasker; 0 takes the most probable")
+    sample.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the most probable symbols of share P"
+    )
+    sample.add_argument("--prompt", help="what is given of each sample, in the words of the data set")
+    sample.add_argument("--task", help="of data with several kinds of rows")
     sample.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; 1 is off")
     sample.add_argument(
         "--class", type=int, dest="label", metavar="CLASS", help="class (default: all in turn)"
@@ -80,9 +89,8 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--out",
         type=Path,
-        default=Path("samples.png"),
         metavar="FILE",
-        help="a picture .png, or arrays .npy, .safetensors",
+        help="a picture .png, text .txt, sound .wav, or arrays .npy, .safetensors (default: samples, by the data)",
     )
 
     evaluate = command("evaluate", "Measure a trained run, and print the figures.")
@@ -168,21 +176,29 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
-    from genkit.compare.pictures import SUFFIXES, save_samples, writable
+    from genkit.compare.pictures import SUFFIXES, save_samples, suffix, writable
     from genkit.recipe import load
 
-    writable(arguments.out, SUFFIXES)
+    writable(arguments.out or Path("samples.png"), SUFFIXES)
     run = load(arguments.run, plugins=arguments.plugin, device=device(arguments.device))
     sample = run.sample(
         arguments.n,
         arguments.label,
         solver=arguments.solver,
+        unmasker=arguments.unmasker,
         steps=arguments.steps,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
         guidance=arguments.guidance,
+        prompt=arguments.prompt,
+        task=arguments.task,
         seed=arguments.seed,
     )
-    save_samples(sample.x.cpu(), run.spec, arguments.out)
-    print(f"{arguments.out}: {arguments.n} samples of {run.name}, {sample.nfe} network calls in sequence")
+    x = sample.x.cpu()
+    shown = run.show(x)
+    out = arguments.out or Path("samples").with_suffix(suffix(shown))
+    save_samples(x, shown, run.spec, out)
+    print(f"{out}: {arguments.n} samples of {run.name}, {sample.nfe} network calls in sequence")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

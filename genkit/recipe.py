@@ -27,7 +27,7 @@ from torch import Tensor
 
 import genkit
 from genkit.backbone import ModelOptions
-from genkit.data.base import DATASETS, Dataset
+from genkit.data.base import DATASETS, Dataset, Shown
 from genkit.errors import GenkitError, choose
 from genkit.files import free_name, write_atomically, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance
@@ -38,18 +38,25 @@ from genkit.solvers import SOLVERS, Solver
 from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import Report
 from genkit.types import DataSpec, LogProb, Sample
+from genkit.unmasking import UNMASKERS, Unmasker
+
+Sampler = Solver | Unmasker | str | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a run is sampled when nothing else is said: a solver (flows of pairs) and guidance (a scale, or more)."""
+    """How a run is sampled when nothing else is said: a solver (flows of pairs) or an unmasker (discrete models),
+    and guidance (a scale, or more)."""
 
     solver: Solver | str | None = None
+    unmasker: Unmasker | str | None = None
     guidance: Guidance | str | float = 1.0
 
     def __post_init__(self) -> None:  # a wrong value must show before training, not after
         if self.solver is not None:
             SOLVERS.build(self.solver)
+        if self.unmasker is not None:
+            UNMASKERS.build(self.unmasker)
         if not isinstance(self.guidance, (int, float)):
             GUIDANCES.build(self.guidance)
 
@@ -241,7 +248,17 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
-        return self.recipe.dataset()
+        """Raises GenkitError where it is no longer what the model was trained on: another vocabulary or shape."""
+        dataset = self.recipe.dataset()
+        theirs, ours = dataclasses.asdict(dataset.spec), dataclasses.asdict(self.spec)
+        for key in ("shape", "levels", "classes", "tokenizer", "fixed"):
+            if theirs[key] != ours[key]:
+                what = "vocabulary" if key in ("levels", "tokenizer", "fixed") else key
+                raise GenkitError(
+                    f"{self.folder} was trained on data of another {what} than '{dataset.spec.name}' has now: "
+                    f"the data of {self.folder / 'recipe.yaml'} have changed; restore them, or train again"
+                )
+        return dataset
 
     @cached_property
     def hash(self) -> str:
@@ -252,24 +269,26 @@ class Run:
         self.objective.to(device)
         return self
 
-    def solver(
-        self, solver: Solver | str | Mapping[str, Any] | None = None, steps: int | None = None
-    ) -> Solver | None:
-        """The solver to sample with: what is asked for, over the recipe's. None for models that take none."""
-        default = self.recipe.config["sampling"]["solver"]
-        if not self.objective.solves:
-            if solver is not None or steps is not None:
-                name = self.recipe.config["objective"]["name"]
-                raise GenkitError(f"a model of the objective '{name}' takes no solver and no steps")
-            return None
-        if isinstance(solver, Solver):
-            return solver
-        chosen: dict[str, Any] = (
-            {"name": solver} if isinstance(solver, str) else dict(solver or default or {"name": "heun"})
+    def sampler(
+        self, *, solver: Sampler = None, unmasker: Sampler = None, **options: float | None
+    ) -> Solver | Unmasker | None:
+        """What to sample with: what is asked for, over the recipe's, over the objective's own. None where there is no
+        choice. `options` (steps, temperature, top_p) that are not None are laid over it."""
+        registry, name = self.objective.samplers, self.recipe.config["objective"]["name"]
+        asked = {"solver": solver, "unmasker": unmasker}
+        given = {key: value for key, value in options.items() if value is not None}
+        takes = (
+            "" if registry is None else f"; it takes a {registry.kind}, one of {', '.join(registry.names())}"
         )
-        if steps is not None:
-            chosen["steps"] = steps
-        return SOLVERS.build(chosen)
+        for kind, value in asked.items():
+            if value is not None and (registry is None or registry.kind != kind):
+                raise GenkitError(f"a model of the objective '{name}' takes no {kind}{takes}")
+        if registry is None:
+            if given:
+                raise GenkitError(f"a model of the objective '{name}' takes no {' and no '.join(given)}")
+            return None
+        chosen = asked[registry.kind] or self.recipe.config["sampling"][registry.kind]
+        return registry.build(chosen or self.objective.default_sampler, **given)
 
     def guidance(self, guidance: Guidance | str | Mapping[str, Any] | float | None = None) -> Guidance:
         chosen = self.recipe.config["sampling"]["guidance"] if guidance is None else guidance
@@ -282,15 +301,21 @@ class Run:
         n: int,
         y: Tensor | Sequence[int] | int | None = None,
         *,
-        solver: Solver | str | Mapping[str, Any] | None = None,
+        solver: Sampler = None,
+        unmasker: Sampler = None,
         steps: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
         guidance: Guidance | str | Mapping[str, Any] | float | None = None,
+        prompt: str | None = None,
+        task: str | None = None,
         seed: int = 0,
         return_log_prob: bool = False,
     ) -> Sample:
         """n samples, decoded to the form in which the data set stores its rows (images: integer levels).
 
         y: a class, a class for each sample, or None for all classes in turn (of a conditional model).
+        prompt, task: what is given of each sample, in the words of the data set (see its `given`).
         """
         device = self.objective.device
         if y is None:
@@ -303,14 +328,30 @@ class Run:
             raise GenkitError(
                 f"class {int(y.min())} is out of range: classes count from 0 to {(self.spec.classes or 0) - 1}"
             )
+        sampler = self.sampler(
+            solver=solver, unmasker=unmasker, steps=steps, temperature=temperature, top_p=top_p
+        )
+        known: dict[str, Tensor] = {}
+        if prompt is not None or task is not None:
+            if self.objective.samplers is not UNMASKERS:
+                raise GenkitError(
+                    f"a model of the objective '{self.recipe.config['objective']['name']}' takes no prompt"
+                )
+            row = self.dataset.given(prompt or "", task)
+            known["given"] = row.expand(max(n, 0), *row.shape)
         return self.objective.sample(
             n,
             y,
-            sampler=self.solver(solver, steps),
+            sampler=sampler,
             guidance=self.guidance(guidance),
             return_log_prob=return_log_prob,
             generator=keyed_generator(seed, "sample", device=device),
+            **known,
         )
+
+    def show(self, x: Tensor) -> Shown:
+        """Samples x (N, *shape) as pictures, texts or sounds."""
+        return self.dataset.show(x)
 
     def log_prob(self, x: Tensor, y: Tensor | None = None, *, seed: int = 0, **options: Any) -> LogProb:
         """Log-probability (B,) in nats of data as the data set stores them; `options` go to the objective."""

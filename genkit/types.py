@@ -54,7 +54,8 @@ class DataSpec:
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> DataSpec:
         """From plain data, as JSON gives them."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**fields)
 
     @property
     def dims(self) -> int:

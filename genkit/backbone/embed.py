@@ -94,16 +94,21 @@ class Stem(nn.Module):
 
 
 class SymbolStem(nn.Module):
-    """Symbols to the width of the trunk, with learned positions: (B, L) -> (B, L, W)."""
+    """Symbols to the width of the trunk, with learned positions: (B, L, S) -> (B, L, W).
 
-    def __init__(self, vocabulary: int, length: int, width: int) -> None:
+    A token of S symbols (a patch has several) is the sum of their embeddings, one table for each slot.
+    """
+
+    def __init__(self, vocabulary: int, tokens: Tokens, width: int) -> None:
         super().__init__()
-        self.symbol = nn.Embedding(vocabulary, width)
-        self.position = nn.Parameter(0.02 * torch.randn(length, width))
+        self.symbol = nn.Embedding(vocabulary * tokens.dim, width)
+        self.position = nn.Parameter(0.02 * torch.randn(tokens.length, width))
+        self.register_buffer("slots", vocabulary * torch.arange(tokens.dim), persistent=False)
+        self.slots: Tensor
         nn.init.normal_(self.symbol.weight, std=0.02)
 
     def forward(self, symbols: Tensor, positions: slice | Tensor = slice(None)) -> Tensor:
-        return self.symbol(symbols) + self.position[positions]
+        return self.symbol(symbols + self.slots).sum(2) + self.position[positions]
 
 
 class Head(nn.Module):

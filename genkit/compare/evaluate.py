@@ -9,6 +9,7 @@ The model works on its own device; the metrics work on the CPU.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from genkit.randomness import keyed_generator
 from genkit.recipe import Run
 from genkit.solvers import SOLVERS, Solver
 from genkit.types import LogProb, Sample
+from genkit.unmasking import UNMASKERS, Unmasker
 
 SHOWN_IMAGES, SHOWN_POINTS, SHOWN_PATHS = 40, 2000, 500
 Progress = Callable[[str], None]
@@ -35,8 +37,9 @@ class EvaluationOptions:
     """What is measured.
 
     samples: how many samples, and as many real rows beside them; null for as many as the smaller part has.
-    steps: numbers of solver steps at which flows of pairs are sampled.
-    solver: with which they are sampled. guidance: a scale, or a guidance with options; 1 is off.
+    steps: numbers of steps of the solver or unmasker.
+    solver: with which they are sampled; unmasker: with which discrete models are, where they can take it.
+    guidance: a scale, or a guidance with options; 1 is off.
     likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs. probes: of its trace.
     seed: of the noise, equal for all arms and all steps, and of the choice of real rows.
     """
@@ -44,6 +47,7 @@ class EvaluationOptions:
     samples: int | None = None
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
     solver: Solver | str = "euler"
+    unmasker: Unmasker | str = "ancestral"
     guidance: Guidance | str | float = 1.0
     likelihood_rows: int = 128
     likelihood: Solver | str = "heun"
@@ -61,6 +65,7 @@ class EvaluationOptions:
                 raise GenkitError(f"evaluation: {name} must be positive, not {getattr(self, name)}")
         try:
             SOLVERS.build(self.solver)
+            UNMASKERS.build(self.unmasker)
             likelihood = SOLVERS.build(self.likelihood)
             self.built_guidance()
         except GenkitError as error:
@@ -92,12 +97,11 @@ def evaluate(
     y = classes_in_turn(judge.count, run.objective.classes)
     points: list[dict[str, Any]] = []
     shown: dict[str, Tensor] = {}
-    for steps in options.steps if run.objective.solves else [None]:
+    for steps, sampler in samplers(run, options):
         progress(f"sampling, {steps} steps" if steps else "sampling")
-        solver = run.solver(options.solver, steps) if steps else None
-        sample_in_batches(run, options, solver, y, count=min(4, judge.count))  # warm-up
+        sample_in_batches(run, options, sampler, y, count=min(4, judge.count))  # warm-up
         start = time.perf_counter()
-        sample = sample_in_batches(run, options, solver, y, count=judge.count)
+        sample = sample_in_batches(run, options, sampler, y, count=judge.count)
         seconds = time.perf_counter() - start
         points.append(
             {
@@ -113,7 +117,7 @@ def evaluate(
     if run.objective.likelihood is not None:
         progress("likelihood")
         result |= judge.log_probs(log_probs(run, options))
-    if run.objective.solves:
+    if run.objective.samplers is SOLVERS:
         progress("trajectories")
         count = min(SHOWN_PATHS, judge.count, options.batch_size)
         states, times = run.objective.trajectory(
@@ -129,6 +133,26 @@ def evaluate(
     return result, {name: value.contiguous() for name, value in shown.items()}
 
 
+def samplers(run: Run, options: EvaluationOptions) -> list[tuple[int | None, Solver | Unmasker | None]]:
+    """(steps, sampler) of each point that is measured; steps None where their number is the model's own."""
+    if run.objective.samplers is SOLVERS:
+        return [(steps, run.sampler(solver=options.solver, steps=steps)) for steps in options.steps]
+    if run.objective.samplers is not UNMASKERS:
+        return [(None, None)]
+    unmasker = UNMASKERS.build(options.unmasker)
+    if not run.objective.takes(unmasker):
+        unmasker = UNMASKERS.build(run.objective.default_sampler)
+    if not hasattr(unmasker, "steps"):
+        return [(None, unmasker)]
+    return [(steps, with_steps(unmasker, steps)) for steps in options.steps]
+
+
+def with_steps(unmasker: Unmasker, steps: int) -> Unmasker:
+    changed = copy.copy(unmasker)
+    changed.steps = steps  # type: ignore[attr-defined]
+    return changed
+
+
 def shown_as(point: dict[str, Any]) -> str:
     """The name under which the shown samples of a point are kept."""
     return f"steps_{point['steps']}" if point["steps"] else "samples"
@@ -140,14 +164,14 @@ def noise(run: Run, options: EvaluationOptions, start: int) -> torch.Generator:
 
 
 def sample_in_batches(
-    run: Run, options: EvaluationOptions, solver: Solver | None, y: Tensor | None, *, count: int
+    run: Run, options: EvaluationOptions, sampler: Solver | Unmasker | None, y: Tensor | None, *, count: int
 ) -> Sample:
     """`count` samples on the CPU; each batch starts from noise that depends on the seed alone."""
     parts = [
         run.objective.sample(
             len(part),
             None if y is None else y[part],
-            sampler=solver,
+            sampler=sampler,
             guidance=options.built_guidance() if y is not None else None,
             generator=noise(run, options, int(part[0])),
         )
@@ -160,7 +184,9 @@ def log_probs(run: Run, options: EvaluationOptions) -> Iterator[LogProb]:
     """Log-probabilities of test rows, batch by batch, on the CPU."""
     split = run.dataset.split("test")
     order = torch.randperm(len(split), generator=keyed_generator(options.seed, "likelihood"))
-    settings = {"sampler": options.likelihood, "probes": options.probes} if run.objective.solves else {}
+    settings = (
+        {"sampler": options.likelihood, "probes": options.probes} if run.objective.samplers is SOLVERS else {}
+    )
     start = 0
     for part in order[: options.likelihood_rows].split(options.batch_size):
         x, y = split.take(part)

@@ -1,4 +1,4 @@
-"""Samples as files: a picture, or arrays."""
+"""Samples as files: a picture, text, sound, or arrays."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from genkit.data.base import Shown
 from genkit.errors import GenkitError
 from genkit.files import write_atomically
 from genkit.types import DataSpec
 
-SUFFIXES = (".png", ".npy", ".safetensors")
+SUFFIXES = (".png", ".txt", ".wav", ".npy", ".safetensors")
+KINDS = {".png": "pictures", ".txt": "text", ".wav": "sound"}
 
 
 def writable(path: Path, suffixes: tuple[str, ...] = ()) -> None:
@@ -31,8 +33,17 @@ def writable(path: Path, suffixes: tuple[str, ...] = ()) -> None:
         raise GenkitError(f"cannot write {path}: {error.strerror}") from None
 
 
-def save_samples(x: Tensor, spec: DataSpec, path: Path) -> None:
-    """Samples as the data set stores them -> .png (a grid of images, or points), .npy or .safetensors."""
+def suffix(shown: Shown) -> str:
+    """The ending of the file that shows such samples best."""
+    return ".wav" if shown.sounds is not None else ".txt" if shown.texts is not None else ".png"
+
+
+def save_samples(x: Tensor, shown: Shown, spec: DataSpec, path: Path) -> None:
+    """Samples as the data set stores them, and as they are shown -> a file of the kind of its ending.
+
+    .png: a grid of images, or points. .txt: texts, with a line between them. .wav: sounds one after the other.
+    .npy, .safetensors: the samples as stored. Raises GenkitError where there is nothing of the kind.
+    """
     buffer = io.BytesIO()
     if path.suffix == ".npy":
         import numpy
@@ -42,38 +53,48 @@ def save_samples(x: Tensor, spec: DataSpec, path: Path) -> None:
         from safetensors.torch import save
 
         buffer.write(save({"x": x.contiguous()}))
+    elif path.suffix == ".txt" and shown.texts is not None:
+        buffer.write("\n\n---\n\n".join(shown.texts).encode())
+    elif path.suffix == ".wav" and shown.sounds is not None and spec.rate is not None:
+        from genkit.data.audio import write_wav
+
+        pause = torch.zeros(len(shown.sounds), spec.rate // 4)
+        write_wav(buffer, torch.cat((shown.sounds, pause), dim=1).flatten(), spec.rate)
+    elif path.suffix == ".png" and shown.images is not None:
+        draw_grid(shown.images, shown.levels, buffer)
+    elif path.suffix == ".png" and spec.shape == (2,):
+        draw_points(x, spec, buffer)
     else:
-        buffer = png(x, spec)
+        raise GenkitError(
+            f"samples of '{spec.name}' are no {KINDS[path.suffix]}: write {suffix(shown)} or .npy"
+        )
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
-def png(x: Tensor, spec: DataSpec) -> io.BytesIO:
-    buffer = io.BytesIO()
-    if spec.image:
-        from PIL import Image
+def draw_grid(images: Tensor, levels: int, buffer: io.BytesIO) -> None:
+    from PIL import Image
 
-        scale = max(1, 256 // (8 * spec.shape[-1]))
-        pixels = grid(x, spec).repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
-        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
-    elif spec.shape == (2,):
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(5, 5), layout="constrained")
-        axes = figure.subplots()
-        axes.scatter(x[:, 0], x[:, 1], s=4, alpha=0.5, linewidths=0)
-        axes.set(title=f"{len(x)} samples of {spec.name}", xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-        figure.savefig(buffer, dpi=120, format="png")
-    else:
-        raise GenkitError(f"data of shape {spec.shape} have no picture: write .npy or .safetensors")
-    return buffer
+    scale = max(1, 256 // (8 * images.shape[-1]))
+    pixels = grid(images, levels).repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
 
 
-def grid(x: Tensor, spec: DataSpec) -> Tensor:
+def draw_points(x: Tensor, spec: DataSpec, buffer: io.BytesIO) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(x[:, 0], x[:, 1], s=4, alpha=0.5, linewidths=0)
+    axes.set(title=f"{len(x)} samples of {spec.name}", xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+    figure.savefig(buffer, dpi=120, format="png")
+
+
+def grid(x: Tensor, levels: int) -> Tensor:
     """Images (N, C, H, W) of levels -> one picture (rows, columns, C) of uint8, in rows as square as they come."""
-    count, (channels, height, width) = len(x), spec.shape
+    count, channels, height, width = x.shape
     columns = math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
-    brightness = x.float() * (255 / ((spec.levels or 256) - 1))
+    brightness = x.float() * (255 / (levels - 1))
     canvas = torch.full((lines * columns, channels, height + 1, width + 1), 255.0)
     canvas[:count, :, :height, :width] = brightness
     canvas = canvas.reshape(lines, columns, channels, height + 1, width + 1).permute(0, 3, 1, 4, 2)

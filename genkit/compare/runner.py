@@ -206,7 +206,7 @@ def compare(
             figures = evaluated(run, options, listener, judge=judge)
             arms[arm]["runs"].append({"seed": seed, **cost(run, teacher), "curve": curve(run), **figures})
 
-    first = next((run for run in runs.values() if run.objective.solves), next(iter(runs.values())))
+    first = next((run for run in runs.values() if run.objective.source), next(iter(runs.values())))
     save_data(first, out, options)
     return {
         "name": comparison.name,
@@ -328,7 +328,7 @@ def save_data(run: Run, out: Path, options: EvaluationOptions) -> None:
     content = {"test": x}
     if run.spec.image:
         content["test"] = x[:SHOWN_IMAGES] if y is None else x[in_turn(y)[:SHOWN_IMAGES]]
-    else:
+    elif run.objective.source is not None and not run.spec.levels:
         content["source"] = run.objective.source.sample(x, generator=keyed_generator(options.seed, "source"))
     content = {name: value.contiguous() for name, value in content.items()}
     write_atomically(out / "data.safetensors", lambda file: file.write(save(content)))

@@ -1,7 +1,7 @@
 """Data sets, their views, and keyed batches. A new data set is one class in one file of this package."""
 
 from genkit.data.base import DATASETS, Dataset, Encoded, KeyedBatches, Split, TensorSplit
-from genkit.data.views import Continuous
+from genkit.data.views import Continuous, Symbols
 
 __all__ = [
     "DATASETS",
@@ -10,5 +10,6 @@ __all__ = [
     "Encoded",
     "KeyedBatches",
     "Split",
+    "Symbols",
     "TensorSplit",
 ]

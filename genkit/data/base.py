@@ -100,9 +100,13 @@ class Encoded:
 
 @dataclass
 class Shown:
-    """Rows of data for a person: pictures (N, C, H, W) of levels, texts, sounds (N, T) in [-1, 1]; a row may have several."""
+    """Rows of data for a person; a row may have several forms.
+
+    images: (N, C, H, W) of `levels` levels. texts: N of them. sounds: (N, T) in [-1, 1].
+    """
 
     images: Tensor | None = None
+    levels: int = 256
     texts: list[str] | None = None
     sounds: Tensor | None = None
 
@@ -132,7 +136,7 @@ class Dataset(abc.ABC):
 
     def show(self, x: Tensor) -> Shown:
         """Rows x (N, *shape), as stored or as sampled, as what a person can look at or listen to."""
-        return Shown(images=x) if self.spec.image else Shown()
+        return Shown(images=x, levels=self.spec.levels or 256) if self.spec.image else Shown()
 
     def given(self, prompt: str, task: str | None = None) -> Tensor:
         """A prompt as a row (*shape) of levels with -1 where a model is to fill in.

@@ -1,4 +1,4 @@
-"""How continuous objectives read data."""
+"""How objectives read data: levels as real numbers, or as symbols."""
 
 from __future__ import annotations
 
@@ -13,6 +13,30 @@ from genkit.errors import GenkitError
 from genkit.types import DataSpec, Generator, Kind, View
 
 Noise = Literal["uniform", "gaussian", "none"]
+
+
+class Symbols(View):
+    """Levels as symbols, one a value, which discrete objectives model as they are: encode and decode change nothing.
+
+    likelihood: what the objective says of it, "exact" or "estimate" (of a bound).
+    Raises GenkitError for real-valued data.
+    """
+
+    log_volume = 0.0
+
+    def __init__(self, spec: DataSpec, likelihood: Kind) -> None:
+        if spec.levels is None:
+            raise GenkitError(
+                f"'{spec.name}' is real-valued: a discrete objective needs levels or symbols; "
+                "flow_matching and normalizing_flow take real values"
+            )
+        self.spec, self.likelihood = spec, likelihood
+
+    def encode(self, data: Tensor, *, generator: Generator = None) -> Tensor:
+        return data.long()
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
 
 
 class Continuous(View):
@@ -31,10 +55,16 @@ class Continuous(View):
 
     spec: of the data. noise: None stands for "uniform" with levels and "none" without.
     sigma: standard deviation of the Gaussian noise, in encoded units; only with "gaussian".
-    Raises GenkitError for noise that does not fit the data, or a sigma that does not fit the noise.
+    Raises GenkitError for symbols without an order, noise that does not fit the data, or a sigma that does not
+    fit the noise.
     """
 
     def __init__(self, spec: DataSpec, noise: Noise | None = None, sigma: float = 0.0) -> None:
+        if not spec.ordered:
+            raise GenkitError(
+                f"the symbols of '{spec.name}' have no order, so they are no numbers: "
+                "choose a discrete objective, such as masked_diffusion"
+            )
         if noise is None:
             noise = "none" if spec.levels is None else "uniform"
         if noise not in ("uniform", "gaussian", "none"):

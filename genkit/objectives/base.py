@@ -20,12 +20,14 @@ class Objective(nn.Module, abc.ABC):
     """A backbone with the stems and heads of one family of models, its loss, and its ways to sample.
 
     spec: of the data. model: of the backbone. The other arguments of a class are its options in a recipe.
-    solves: samples come from a solver that goes through time.
+    samplers: the registry of what samples are made with (solvers, unmaskers); None where there is no choice.
+    default_sampler: what they are made with when nothing is said.
     """
 
-    solves: ClassVar[bool] = False
+    samplers: ClassVar[Registry[Any] | None] = None
+    default_sampler: ClassVar[str] = ""
     view: View
-    source: Source
+    source: Source | None = None
     positions: Tensor
 
     def __init__(
@@ -43,10 +45,16 @@ class Objective(nn.Module, abc.ABC):
 
     def check_teacher(self, teacher: Any) -> None:
         """Raises GenkitError for a teacher that does not fit, and for none where one is needed."""
-        for what in ("shape", "levels", "classes") if teacher is not None else ():
+        for what in ("shape", "levels", "classes", "tokenizer", "fixed") if teacher is not None else ():
             theirs, ours = getattr(teacher.spec, what), getattr(self.spec, what)
             if theirs != ours:
+                if what == "tokenizer":
+                    raise GenkitError("the teacher was trained on text of another vocabulary")
                 raise GenkitError(f"the teacher was trained on data of {what} {theirs}; these have {ours}")
+
+    def takes(self, sampler: Any) -> bool:
+        """Whether samples can be made with this one of the registry `samplers`."""
+        return True
 
     def setup(self, data: Split, teacher: Any = None) -> None:
         """Once before training: what the objective needs of the data and of a teacher."""
@@ -78,7 +86,7 @@ class Objective(nn.Module, abc.ABC):
     def trajectory(
         self, n: int, y: Tensor | None = None, *, sampler: Any, generator: Generator = None
     ) -> tuple[list[Tensor], Tensor]:
-        """The states (n, ...) that a solver passes through, encoded, and their times; where `solves`."""
+        """The states (n, ...) that a solver passes through, encoded, and their times; of flows of pairs."""
         raise GenkitError(f"samples of {type(self).__name__} do not go through time: there is no trajectory")
 
     @abc.abstractmethod
@@ -88,7 +96,7 @@ class Objective(nn.Module, abc.ABC):
     @property
     def likelihood(self) -> Kind | None:
         """The kind of `log_prob`; None where the way the data are read, or the source, leaves none."""
-        return self.view.likelihood if self.source.closed_form else None
+        return self.view.likelihood if self.source is None or self.source.closed_form else None
 
     @property
     def passes(self) -> float:
@@ -141,7 +149,7 @@ class Objective(nn.Module, abc.ABC):
                 "a model trained on noised or undequantized data has no likelihood of the data: "
                 "train with noise='uniform'"
             )
-        if not self.source.closed_form:
+        if self.source is not None and not self.source.closed_form:
             raise GenkitError(
                 "the source of this model has no closed-form density, so there is no likelihood"
             )

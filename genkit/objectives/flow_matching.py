@@ -43,7 +43,9 @@ class FlowMatching(Objective):
     noise, sigma: how data are read (see `Continuous`).
     """
 
-    solves = True
+    samplers = SOLVERS
+    default_sampler = "heun"
+    source: Source
 
     def __init__(
         self,
@@ -129,7 +131,7 @@ class FlowMatching(Objective):
         start: Tensor | None = None,
     ) -> Sample:
         """`sampler`: a solver (default: heun with 16 steps). `start`: source samples to begin from."""
-        solver = SOLVERS.build("heun" if sampler is None else sampler)
+        solver = SOLVERS.build(self.default_sampler if sampler is None else sampler)
         y = self.labels(n, y, guidance, log_prob=return_log_prob)
         x0 = self.start(n, generator=generator) if start is None else start
         field, log_prob = self.field(y, guidance), None

@@ -40,6 +40,8 @@ class NormalizingFlow(Objective):
     clip: log-scales are soft-clipped, a -> clip tanh(a / clip).
     """
 
+    source: StandardNormal
+
     def __init__(
         self,
         spec: DataSpec,

@@ -1,6 +1,6 @@
-"""Paths between source and data: x_t = alpha_t x1 + sigma_t x0."""
+"""Paths between coupled samples, schedules of discrete diffusion, and the distributions of training times."""
 
-from genkit.paths.base import PATHS, Path
+from genkit.paths.base import PATHS, SCHEDULES, Path, Schedule
 from genkit.paths.times import TIMES, Times
 
-__all__ = ["PATHS", "TIMES", "Path", "Times"]
+__all__ = ["PATHS", "SCHEDULES", "TIMES", "Path", "Schedule", "Times"]

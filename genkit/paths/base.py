@@ -1,9 +1,10 @@
-"""The path interface and its registry."""
+"""The interfaces of paths and of the schedules of discrete diffusion, and their registries."""
 
 from __future__ import annotations
 
 import abc
 
+import torch
 from torch import Tensor
 
 from genkit.registry import Registry
@@ -31,3 +32,27 @@ class Path(abc.ABC):
 
 
 PATHS = Registry(Path, "path", "genkit.paths")
+
+
+class Schedule(abc.ABC):
+    """alpha(t): the probability that a symbol is still itself at time t, rising from t=0 (noise) to t=1 (data).
+
+    A registered schedule is one class with `alpha` and its derivative; the constructor's arguments are its options.
+    """
+
+    @abc.abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """t (...) in [0, 1] -> (...) in [0, 1], increasing."""
+
+    @abc.abstractmethod
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """The derivative of alpha at t (...)."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """alpha(0) and alpha(1). A schedule that does not reach 0 and 1 has boundary terms in its bound."""
+        first, last = self.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        return round(first, 12), round(last, 12)
+
+
+SCHEDULES = Registry(Schedule, "schedule", "genkit.paths")

@@ -46,3 +46,16 @@ class LogitNormalTimes(Times):
     def __call__(self, like: Tensor, *, generator: Generator = None) -> Tensor:
         normal = torch.randn(len(like), generator=generator, dtype=like.dtype, device=like.device)
         return torch.sigmoid(self.mean + self.std * normal)
+
+
+@TIMES.register("low_discrepancy")
+class LowDiscrepancyTimes(Times):
+    """t_i = (u + k_i / B) mod 1, u ~ U(0, 1), k a permutation of 0..B-1: uniform each, evenly spread together.
+
+    Kingma et al., Variational Diffusion Models, https://arxiv.org/abs/2107.00630, appendix I.1.
+    """
+
+    def __call__(self, like: Tensor, *, generator: Generator = None) -> Tensor:
+        order = torch.randperm(len(like), generator=generator, device=like.device)
+        first = torch.rand((), generator=generator, dtype=like.dtype, device=like.device)
+        return (first + order.to(like.dtype) / len(like)) % 1

@@ -1,0 +1,95 @@
+"""Positions from left to right: one symbol a step, or block by block."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from genkit.errors import GenkitError
+from genkit.types import Generator
+from genkit.unmasking.base import UNMASKERS, Denoiser, Noise, Predict, Unmasked, Unmasker, highest
+
+
+@UNMASKERS.register("left_to_right")
+class LeftToRight(Unmasker):
+    """One symbol a step, from the first to the last: how autoregressive models are sampled."""
+
+    def moments(self, count: int) -> Iterator[tuple[float, float]]:
+        return ((i / count, (i + 1) / count) for i in range(count))
+
+    def step(
+        self,
+        model: Denoiser,
+        x: Tensor,
+        free: Tensor,
+        alpha: float,
+        target: float,
+        *,
+        generator: Generator = None,
+    ) -> Tensor:
+        noisy = free & model.noise.marks(x)
+        rows = noisy.any(1).nonzero()[:, 0]
+        if len(rows) == 0:
+            return x
+        place = -torch.arange(x.shape[1], dtype=torch.float64, device=x.device).expand(len(rows), -1)
+        first = highest(place, noisy[rows], torch.ones_like(rows))
+        return model.put(x, rows, first, model.logits(alpha, x, rows))
+
+
+@UNMASKERS.register("blockwise")
+class Blockwise(Unmasker):
+    """Semi-autoregressive: blocks of positions from left to right, each unmasked by another method.
+
+    steps: of all blocks together (null: one symbol a step), at least one each; what `within` says of temperature and
+    top_p counts. block: positions of a block. within: the method inside a block.
+    Arriola et al., Block Diffusion, https://arxiv.org/abs/2503.09573; Nie et al., LLaDA, https://arxiv.org/abs/2502.09992.
+    """
+
+    def __init__(
+        self, steps: int | None = 32, block: int = 16, within: Unmasker | str = "confidence"
+    ) -> None:
+        self.within = UNMASKERS.build(within)
+        super().__init__(self.within.temperature, self.within.top_p)
+        if block < 1 or (steps is not None and steps < 1):
+            raise GenkitError(f"blockwise: block and steps must be at least 1, not {block} and {steps}")
+        self.steps, self.block = steps, block
+
+    def sample(
+        self, predict: Predict, x: Tensor, free: Tensor, noise: Noise, *, generator: Generator = None
+    ) -> Unmasked:
+        place = torch.arange(x.shape[1], device=x.device) // self.block
+        parts = [free & (place == k) for k in place.unique().tolist()]
+        parts = [part for part in parts if bool(part.any())]
+        within = copy.copy(self.within)
+        if hasattr(within, "steps"):
+            within.steps = None if self.steps is None else max(1, round(self.steps / len(parts)))
+        nfe, passes, before, total = 0, 0.0, 0.0, float(free.sum())
+        for part in parts:
+            share = float(part.sum()) / total
+
+            def of_all(
+                alpha: float, x: Tensor, rows: Tensor, before: float = before, share: float = share
+            ) -> Tensor:
+                return predict(before + alpha * share, x, rows)
+
+            done = within.sample(of_all, x, part, noise, generator=generator)
+            x, nfe, passes, before = done.x, nfe + done.nfe, passes + done.passes, before + share
+        return Unmasked(x, nfe, passes)
+
+    def moments(self, count: int) -> Iterator[tuple[float, float]]:
+        return self.within.moments(count)
+
+    def step(
+        self,
+        model: Denoiser,
+        x: Tensor,
+        free: Tensor,
+        alpha: float,
+        target: float,
+        *,
+        generator: Generator = None,
+    ) -> Tensor:
+        return self.within.step(model, x, free, alpha, target, generator=generator)
