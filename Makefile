@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: install ## train the four arms of the digits comparison and write the report
+demo: install ## train the five arms of the digits comparison and write the report
 	$(BIN)/genkit compare recipes/compare/digits.yaml $(ARGS) --out $(OUT)
 
 test: lint type unit ## lint, type check and the whole test suite
