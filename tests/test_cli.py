@@ -279,7 +279,7 @@ def test_wrong_sampling(capsys, compared, tmp_path, monkeypatch, arguments, word
 
 def test_a_flow_takes_no_solver(capsys, compared, tmp_path):
     argv = ["sample", str(compared / "nf"), "--steps", "4", "--out", str(tmp_path / "x.png")]
-    refused(capsys, argv, "takes no solver")
+    refused(capsys, argv, "takes no steps")
 
 
 def test_output_under_a_regular_file(capsys, compared, tmp_path):

@@ -20,7 +20,7 @@ from genkit.errors import GenkitError
 from genkit.objectives import OBJECTIVES
 from genkit.recipe import Recipe, Run, load, read_yaml, train
 from genkit.registry import load_plugin
-from genkit.types import DataSpec
+from tests.objectives.models import MODEL_OF, OPTIONS_OF, data_of
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -223,9 +223,13 @@ def test_options_that_do_not_fit_the_data_are_known_before_training(tmp_path: Pa
 @pytest.mark.parametrize("name", OBJECTIVES.names())
 def test_checking_leaves_torch_as_it_was(name: str) -> None:
     """No default device, no weights; and building depends on the recipe's seed only."""
-    model = {**TINY["model"], "depth": 4}
-    recipe = Recipe.resolve({**TINY, "objective": name, "model": model})
-    spec = DataSpec("some", (2,), classes=8)
+    spec = data_of(name)[0]
+    changes = {
+        "objective": {"name": name, **OPTIONS_OF.get(name, {})},
+        "model": {**TINY["model"], "depth": 4, **MODEL_OF.get(name, {})},
+        "sampling": {},
+    }
+    recipe = Recipe.resolve({**TINY, **changes})
     recipe.check(spec)
     assert torch.empty(1).device.type == "cpu"
     torch.manual_seed(5)
@@ -233,7 +237,7 @@ def test_checking_leaves_torch_as_it_was(name: str) -> None:
     torch.manual_seed(6)
     other = recipe.objective(spec)
     assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
-    seeded = Recipe.resolve({**TINY, "objective": name, "model": model, "seed": 2}).objective(spec)
+    seeded = Recipe.resolve({**TINY, **changes, "seed": 2}).objective(spec)
     assert not all(map(torch.equal, one.state_dict().values(), seeded.state_dict().values()))
 
 
@@ -642,9 +646,21 @@ def test_samples_that_cannot_be(options: dict[str, Any], message: str, run: Path
 
 
 def test_a_normalizing_flow_takes_no_solver(teacher: Path) -> None:
-    for options in ({"steps": 4}, {"solver": "heun"}):
-        with pytest.raises(GenkitError, match="takes no solver and no steps"):
+    for options, named in (
+        ({"steps": 4}, "steps"),
+        ({"solver": "heun"}, "solver"),
+        ({"solver": "heun", "steps": 4}, "solver and no steps"),
+        ({"unmasker": "ancestral", "top_p": 0.9}, "unmasker and no top_p"),
+    ):
+        with pytest.raises(GenkitError, match=f"'normalizing_flow' takes no {named}$"):
             load(teacher).sample(2, **options)  # type: ignore[arg-type]
+
+
+def test_a_flow_of_pairs_takes_no_unmasker(run: Path) -> None:
+    with pytest.raises(GenkitError, match="takes no unmasker; it takes a solver, one of .*heun"):
+        load(run).sample(2, unmasker="ancestral")
+    with pytest.raises(GenkitError, match="no option 'temperature'"):
+        load(run).sample(2, temperature=0.5)
 
 
 def test_log_prob_of_a_run(teacher: Path) -> None:

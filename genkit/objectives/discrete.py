@@ -143,6 +143,8 @@ class Discrete(Objective):
         if return_log_prob:
             raise GenkitError("unmasking gives no log-probability of a sample: ask log_prob for its bound")
         unmasker = UNMASKERS.build(self.default_sampler if sampler is None else sampler)
+        if n < 1:
+            raise GenkitError(f"the number of samples must be at least 1, not {n}")
         template = self.template(n, given)
         prompted = self.classes is None and given is not None
         y = self.prompted(n, y, guidance) if prompted else self.labels(n, y, guidance)
@@ -169,7 +171,7 @@ class Discrete(Objective):
     def template(self, n: int, given: Tensor | None) -> Tensor:
         """Symbols (n, N) with -1 where they are free. Raises GenkitError for what cannot be given."""
         if given is None:
-            return torch.full((max(n, 1), self.size), -1, device=self.device)
+            return torch.full((n, self.size), -1, device=self.device)
         if tuple(given.shape) != (n, *self.spec.shape):
             raise GenkitError(
                 f"what is given must have shape {(n, *self.spec.shape)}, not {tuple(given.shape)}"
@@ -229,6 +231,10 @@ class Diffused(Discrete):
         chance = torch.rand(x.shape, generator=generator, device=x.device)
         noisy = (chance >= alpha[:, None].to(chance.dtype)) & ~self.given(x)
         return torch.where(noisy, self.noise().draw(x, generator=generator), x), noisy
+
+    def hidden(self, x: Tensor, x_t: Tensor, noisy: Tensor, alpha: Tensor, y: Tensor | None) -> Tensor:
+        """The integrand (B,) of masks for one x_t: -log p of what is masked, over the share 1 - alpha that is."""
+        return (self.surprise(x, x_t, alpha, y) * noisy).sum(1) / (1 - alpha).clamp(min=TINY)
 
     def per_symbol(self, nats: Tensor, x: Tensor) -> Tensor:
         """The mean over modelled symbols of nats (B,) summed over rows of x (B, N): a scalar."""

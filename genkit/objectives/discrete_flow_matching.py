@@ -107,7 +107,7 @@ class DiscreteFlowMatching(Diffused):
     def divergence(self, x: Tensor, x_t: Tensor, noisy: Tensor, alpha: Tensor, y: Tensor | None) -> Tensor:
         """The bound's integrand in alpha for one x_t, summed over a row (B,)."""
         if not self.uniform:
-            return (self.surprise(x, x_t, alpha, y) * noisy).sum(1) / (1 - alpha).clamp(min=TINY)
+            return self.hidden(x, x_t, noisy, alpha, y)
         size, alpha = self.modelled.sum(), alpha[:, None].clamp(TINY, 1 - TINY)
         other = (1 - alpha) / size  # q of a symbol that is not x1
         same, q1 = x_t == x, alpha + other

@@ -21,7 +21,7 @@ from torch import Tensor
 from genkit.backbone import ModelOptions
 from genkit.errors import GenkitError
 from genkit.objectives.base import OBJECTIVES
-from genkit.objectives.discrete import TINY, Diffused
+from genkit.objectives.discrete import Diffused
 from genkit.paths import Schedule, Times
 from genkit.types import Batch, DataSpec, Generator
 
@@ -72,18 +72,16 @@ class MaskedDiffusion(Diffused):
         y = self.drop_label(y, generator=generator)
         t = self.draw_times(len(x), generator=generator)
         alpha, rate = self.schedule.alpha(t), self.schedule.d_alpha(t)
-        weight = rate / (1 - alpha).clamp(min=TINY)
         x_t, noisy = self.corrupt(x, alpha, generator=generator)
         if self.complementary:
             other = ~noisy & ~self.given(x)
             x_t = torch.cat((x_t, x.masked_fill(other, self.mask)))
-            weight = torch.cat((weight, rate / alpha.clamp(min=TINY)))
-            x, noisy, alpha = torch.cat((x, x)), torch.cat((noisy, other)), torch.cat((alpha, 1 - alpha))
+            alpha, rate = torch.cat((alpha, 1 - alpha)), torch.cat((rate, rate))
+            x, noisy = torch.cat((x, x)), torch.cat((noisy, other))
             y = None if y is None else torch.cat((y, y))
         x_t = self.drop_prompt(x, x_t, generator=generator)
-        nats = weight * (self.surprise(x, x_t, alpha, y) * noisy).sum(1)
-        return {"loss": self.per_symbol(nats, x)}
+        return {"loss": self.per_symbol(rate * self.hidden(x, x_t, noisy, alpha, y), x)}
 
     def gap(self, x: Tensor, alpha: Tensor, y: Tensor | None, *, generator: Generator = None) -> Tensor:
         x_t, noisy = self.corrupt(x, alpha, generator=generator)
-        return (self.surprise(x, x_t, alpha, y) * noisy).sum(1) / (1 - alpha).clamp(min=TINY)
+        return self.hidden(x, x_t, noisy, alpha, y)

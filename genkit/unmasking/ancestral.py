@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import abc
+
 import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.paths.base import Schedule
 from genkit.types import Generator
-from genkit.unmasking.base import UNMASKERS, Blind, Denoiser, highest
+from genkit.unmasking.base import UNMASKERS, Blind, Denoiser, Noise, Unmasker, highest
 
 
 @UNMASKERS.register("ancestral")
 class Ancestral(Blind):
     """A noisy symbol is revealed with probability (alpha' - alpha) / (1 - alpha), each by itself.
 
-    steps: null reveals one symbol a step, in random order. With a uniform source every free symbol counts as noisy,
+    steps: null reveals one mask a step, in random order. With a uniform source every free symbol counts as noisy,
     and is drawn again from the posterior p(x1 | x_t): the Euler step of discrete flow matching.
 
     Sahoo et al., https://arxiv.org/abs/2406.07524; Gat et al., https://arxiv.org/abs/2407.15595.
     """
 
     uniform = True
+
+    def check(self, noise: Noise) -> None:
+        super().check(noise)
+        if noise.mask is None and self.steps is None:
+            raise GenkitError(
+                "one symbol a step (steps: null) is for masks, and this model's noise is uniform symbols: "
+                "give a number of steps"
+            )
 
     def positions(self, noisy: Tensor, alpha: float, target: float, *, generator: Generator = None) -> Tensor:
         chance = torch.rand(noisy.shape, generator=generator, dtype=torch.float64, device=noisy.device)
@@ -33,11 +43,16 @@ class Ancestral(Blind):
 class Forgetting(Ancestral):
     """Ancestral steps in which some revealed symbols return to noise, so that early mistakes can be mended.
 
-    A subclass says with which probabilities (reveal, forget) in a step.
+    With the probability f that a revealed one is forgotten in a step, which a subclass gives, a noisy one is revealed
+    with (alpha' - (1 - f) alpha) / (1 - alpha): the share of revealed symbols is alpha's, as without forgetting.
     """
 
-    def rates(self, alpha: float, target: float) -> tuple[float, float]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def forget(self, alpha: float, target: float) -> float:
+        """The probability f of a step from alpha > 0 to target; at most (1 - target) / alpha of it counts."""
+
+    def forgotten(self, alpha: float, target: float) -> float:
+        return min(self.forget(alpha, target), (1 - target) / alpha) if alpha > 0 else 0.0
 
     def __init__(
         self,
@@ -48,9 +63,17 @@ class Forgetting(Ancestral):
     ) -> None:
         super().__init__(steps, schedule, temperature, top_p)
 
+    def paced(self, steps: int | None) -> Unmasker:
+        if steps is None:
+            raise GenkitError(
+                f"{type(self).__name__} needs a number of steps: one symbol a step forgets none"
+            )
+        return super().paced(steps)
+
     def positions(self, noisy: Tensor, alpha: float, target: float, *, generator: Generator = None) -> Tensor:
         chance = torch.rand(noisy.shape, generator=generator, dtype=torch.float64, device=noisy.device)
-        return noisy & (chance < self.rates(alpha, target)[0])
+        kept = 1 - self.forgotten(alpha, target)
+        return noisy & (chance < (target - kept * alpha) / (1 - alpha))
 
     def step(
         self,
@@ -62,20 +85,23 @@ class Forgetting(Ancestral):
         *,
         generator: Generator = None,
     ) -> Tensor:
+        rate = self.forgotten(alpha, target)
+        after = super().step(model, x, free, alpha, target, generator=generator)
+        if rate == 0:
+            return after
         chance = torch.rand(free.shape, generator=generator, dtype=torch.float64, device=free.device)
-        forgotten = free & (chance < self.rates(alpha, target)[1])
+        forgotten = free & (chance < rate)
         if model.noise.mask is not None:
             forgotten &= ~model.noise.marks(x)
-        x = super().step(model, x, free, alpha, target, generator=generator)
-        return torch.where(forgotten, model.noise.draw(x, generator=generator), x)
+        return torch.where(forgotten, model.noise.draw(x, generator=generator), after)
 
 
 @UNMASKERS.register("remasking")
 class Remasking(Forgetting):
     """A revealed symbol is masked again with probability r = min(rate, (1 - alpha') / alpha).
 
-    A masked one is revealed with (alpha' - (1 - r) alpha) / (1 - alpha), which keeps the share of masks. rate 0 is
-    `ancestral`. Wang et al., Remasking Discrete Diffusion Models, https://arxiv.org/abs/2503.00307.
+    rate: of a step, so that more steps forget more often; 0 is `ancestral`.
+    Wang et al., Remasking Discrete Diffusion Models, https://arxiv.org/abs/2503.00307.
     """
 
     uniform = False
@@ -93,18 +119,17 @@ class Remasking(Forgetting):
             raise GenkitError(f"remasking: rate must be in [0, 1], not {rate}")
         self.rate = rate
 
-    def rates(self, alpha: float, target: float) -> tuple[float, float]:
-        again = min(self.rate, (1 - target) / alpha) if alpha > 0 else 0.0
-        return (target - (1 - again) * alpha) / (1 - alpha), again
+    def forget(self, alpha: float, target: float) -> float:
+        return self.rate
 
 
 @UNMASKERS.register("corrector")
 class Corrector(Forgetting):
     """Discrete flow matching with corrector steps: the velocity (1 + b) u_forward - b u_backward.
 
-    In a step a noisy symbol is revealed with probability (1 + b) d / (1 - alpha), a revealed one returns to noise
-    with b d / alpha, d = alpha' - alpha, both at most 1; the last step reveals everything. strength: b; 0 is
-    `ancestral`. Gat et al., Discrete Flow Matching, https://arxiv.org/abs/2407.15595, section 3.2.
+    In a step a revealed symbol returns to noise with probability b d / alpha, d = alpha' - alpha, and a noisy one is
+    revealed with (1 + b) d / (1 - alpha). strength: b; 0 is `ancestral`.
+    Gat et al., Discrete Flow Matching, https://arxiv.org/abs/2407.15595, section 3.2.
     """
 
     def __init__(
@@ -120,7 +145,5 @@ class Corrector(Forgetting):
             raise GenkitError(f"corrector: strength must not be negative, not {strength}")
         self.strength = strength
 
-    def rates(self, alpha: float, target: float) -> tuple[float, float]:
-        step = target - alpha
-        forget = self.strength * step / alpha if alpha > 0 and target < 1 else 0.0
-        return min(1.0, (1 + self.strength) * step / (1 - alpha)), min(1.0, forget)
+    def forget(self, alpha: float, target: float) -> float:
+        return min(1.0, self.strength * (target - alpha) / alpha)

@@ -3,7 +3,7 @@
     UNMASKERS.build("confidence", steps=8).sample(predict, x, free, noise).x
 
 alpha is the share of symbols that are revealed, from 0 to 1. A method writes `positions` (`Blind`: they are drawn
-before the network is asked) or `pick` (`Looking`: the network's predictions choose them). Values are drawn after
+before the network is asked) or `score` (`Looking`: the network's predictions choose them). Values are drawn after
 positions, in float64, and a row in which nothing is to be revealed costs no network call. With an exact model,
 one symbol a step is exact; several at a time are drawn as if independent, which they are not: the bias of each
 method is measured in benchmarks/README.md.
@@ -12,6 +12,7 @@ method is measured in benchmarks/README.md.
 from __future__ import annotations
 
 import abc
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,16 +103,24 @@ class Unmasker(abc.ABC):
 
         Raises GenkitError for a method that needs masks where there are none.
         """
+        self.check(noise)
+        model = Denoiser(predict, noise, self.temperature, self.top_p, generator)
+        for alpha, target in self.moments(int(free.sum(1).max())):
+            x = self.step(model, x, free, alpha, target, generator=generator)
+        return Unmasked(x, model.calls, model.rows / len(x))
+
+    def check(self, noise: Noise) -> None:
+        """Raises GenkitError for noise that this method cannot take away."""
         if noise.mask is None and not self.uniform:
             able = [name for name in UNMASKERS.names() if UNMASKERS.get(name).uniform]
             raise GenkitError(
                 f"{type(self).__name__} reveals masks, and this model's noise is uniform symbols: "
                 f"use {' or '.join(able)}"
             )
-        model = Denoiser(predict, noise, self.temperature, self.top_p, generator)
-        for alpha, target in self.moments(int(free.sum(1).max())):
-            x = self.step(model, x, free, alpha, target, generator=generator)
-        return Unmasked(x, model.calls, model.rows / len(x))
+
+    def paced(self, steps: int | None) -> Unmasker:
+        """This method with another number of steps, where it has one; null for one symbol a step."""
+        return self
 
     @abc.abstractmethod
     def moments(self, count: int) -> Iterator[tuple[float, float]]:
@@ -149,10 +158,15 @@ class Scheduled(Unmasker):
             raise GenkitError(f"an unmasker takes at least 1 step, not {steps}")
         self.steps, self.schedule = steps, SCHEDULES.build(schedule)
 
+    def paced(self, steps: int | None) -> Unmasker:
+        other = copy.copy(self)
+        other.steps = steps
+        return other
+
     def moments(self, count: int) -> Iterator[tuple[float, float]]:
         times = torch.linspace(0, 1, (self.steps or count) + 1, dtype=torch.float64)
-        alphas = times if self.steps is None else self.schedule.alpha(times)
-        alphas[0], alphas[-1] = 0, 1  # also for a schedule that does not reach them: all is revealed
+        alphas = times if self.steps is None else self.schedule.alpha(times).clamp(max=1 - 1e-12)
+        alphas[0], alphas[-1] = 0, 1  # whatever the schedule reaches, and not before: all is revealed
         return zip(alphas[:-1].tolist(), alphas[1:].tolist(), strict=True)
 
 

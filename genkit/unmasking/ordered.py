@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -55,20 +54,24 @@ class Blockwise(Unmasker):
         super().__init__(self.within.temperature, self.within.top_p)
         if block < 1 or (steps is not None and steps < 1):
             raise GenkitError(f"blockwise: block and steps must be at least 1, not {block} and {steps}")
+        self.within.paced(steps)
         self.steps, self.block = steps, block
+
+    def paced(self, steps: int | None) -> Unmasker:
+        return Blockwise(steps, self.block, self.within)
 
     def sample(
         self, predict: Predict, x: Tensor, free: Tensor, noise: Noise, *, generator: Generator = None
     ) -> Unmasked:
+        self.check(noise)
         place = torch.arange(x.shape[1], device=x.device) // self.block
         parts = [free & (place == k) for k in place.unique().tolist()]
         parts = [part for part in parts if bool(part.any())]
-        within = copy.copy(self.within)
-        if hasattr(within, "steps"):
-            within.steps = None if self.steps is None else max(1, round(self.steps / len(parts)))
         nfe, passes, before, total = 0, 0.0, 0.0, float(free.sum())
-        for part in parts:
+        for k, part in enumerate(parts):
             share = float(part.sum()) / total
+            steps = self.steps and max(1, (k + 1) * self.steps // len(parts) - k * self.steps // len(parts))
+            within = self.within.paced(steps)
 
             def of_all(
                 alpha: float, x: Tensor, rows: Tensor, before: float = before, share: float = share

@@ -1,4 +1,4 @@
-"""Small models for the tests of objectives."""
+"""Small models for the tests of objectives, and what each objective takes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from genkit.backbone import ModelOptions
 from genkit.data.base import TensorSplit
 from genkit.objectives import OBJECTIVES, Objective
+from genkit.objectives.discrete import Discrete
 from genkit.randomness import keyed_generator
 from genkit.solvers import SOLVERS
 from genkit.types import Batch, DataSpec, LogProb
@@ -19,7 +20,39 @@ IMAGES = DataSpec("images", (1, 4, 4), levels=5, classes=3, class_names=("a", "b
 COLOUR = DataSpec("colour", (2, 4, 4), levels=5, classes=3)
 VECTORS = DataSpec("vectors", (2,))
 LABELLED = DataSpec("labelled", (3,), classes=3)
+LETTERS = DataSpec("letters", (6,), levels=4, ordered=False)
+WORDS = DataSpec("words", (6,), levels=5, classes=3, ordered=False, fixed=(4,), answer=4)
+CLASSES = DataSpec("classes", (24,), levels=5, classes=3)
+SOUND = DataSpec("sound", (64,), rate=8000)
 SPECS = (IMAGES, COLOUR, VECTORS, LABELLED)
+SYMBOLS = (IMAGES, COLOUR, LETTERS, WORDS)
+
+# What is not as for most; a new objective that needs nothing of its own needs no line here.
+DATA_OF: dict[str, tuple[DataSpec, ...]] = {
+    "autoencoder": (SOUND,),
+    "autoregressive": (IMAGES, LETTERS, WORDS),  # a token is one symbol
+}
+OPTIONS_OF: dict[str, dict[str, Any]] = {
+    "autoencoder": {"frames": 8, "levels": (3, 3), "iterations": 2},
+}
+MODEL_OF: dict[str, dict[str, Any]] = {"autoregressive": {"patch": 1}}
+KIND_OF = {"normalizing_flow": "bound", "autoregressive": "exact"}  # of IMAGES; "estimate" for all others
+NO_SAMPLES = {"autoencoder"}
+NO_DRAWS = {"normalizing_flow", "autoregressive", "autoencoder"}  # in the loss, dropped labels apart
+
+
+def discrete(name: str) -> bool:
+    return issubclass(OBJECTIVES.get(name), Discrete)
+
+
+def data_of(name: str) -> tuple[DataSpec, ...]:
+    """The data an objective is tested on; the first have levels and classes where it takes such."""
+    return DATA_OF.get(name) or (SYMBOLS if discrete(name) else SPECS)
+
+
+def labelled_of(name: str) -> DataSpec:
+    """Data whose samples show the class soon."""
+    return CLASSES if discrete(name) else LABELLED
 
 
 def split(spec: DataSpec, n: int = 64) -> TensorSplit:
@@ -39,13 +72,24 @@ def model_options(**options: Any) -> ModelOptions:
     return ModelOptions(**{"width": 24, "depth": 4, "heads": 2, "patch": 2, **options})
 
 
+def model_of(name: str, **options: Any) -> ModelOptions:
+    return model_options(**{**MODEL_OF.get(name, {}), **options})
+
+
 def build(
-    name: str, spec: DataSpec, *, model: ModelOptions | None = None, scale: float | None = 1.0, **options: Any
+    name: str,
+    spec: DataSpec,
+    *,
+    model: ModelOptions | None = None,
+    scale: float | None = 1.0,
+    teacher: Any = None,
+    **options: Any,
 ) -> Objective:
     """An objective whose zero-initialized weights are random, as after training; scale None: fresh."""
     torch.manual_seed(0)
-    objective = OBJECTIVES.build({"name": name, **options}, spec, model or model_options())
-    objective.setup(split(spec), None)
+    options = {"name": name, **OPTIONS_OF.get(name, {}), **options}
+    objective = OBJECTIVES.build(options, spec, model or model_of(name))
+    objective.setup(split(spec), teacher)
     if scale is not None:
         randomize(objective, scale)
     return objective.eval()
