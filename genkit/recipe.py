@@ -27,7 +27,7 @@ from torch import Tensor
 
 import genkit
 from genkit.backbone import ModelOptions
-from genkit.data.base import DATASETS, Dataset, Shown
+from genkit.data.base import DATASETS, Codec, Dataset, Shown
 from genkit.errors import GenkitError, choose
 from genkit.files import free_name, write_atomically, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance
@@ -199,6 +199,7 @@ class Recipe:
         config = {key: value for key, value in self.config.items() if key not in BESIDE}
         config["training"] = {k: v for k, v in config["training"].items() if not k.endswith("_every")}
         config["objective"] = _without(config["objective"], "teacher")  # its hash says who it is
+        config["data"] = _without(config["data"], "codec")  # so does that of the data
         plugins = plugins_behind(set(_find(config, "name")))
         text = json.dumps([config, data_hash, teacher_hash, plugins], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -215,7 +216,26 @@ def _without(config: Any, key: str) -> Any:
 
 @lru_cache(maxsize=4)
 def _dataset(config: str) -> Dataset:
-    return DATASETS.build(json.loads(config))
+    options = json.loads(config)
+    if isinstance(options.get("codec"), str):
+        options["codec"] = load_codec(options["codec"])
+    return DATASETS.build(options)
+
+
+def load_codec(folder: str) -> Codec:
+    """What data that name a codec are given of its run. Raises GenkitError for none, and for a run of another kind."""
+    try:
+        run = load(folder)
+    except GenkitError as error:
+        raise GenkitError(
+            f"the data need the codec of sounds in {folder}, which `genkit train "
+            f"recipes/papers/trimodal/sound_codec.yaml --out {folder}` makes: {error}"
+        ) from None
+    model: Any = run.objective
+    if not hasattr(model, "codebook"):
+        name = run.recipe.config["objective"]["name"]
+        raise GenkitError(f"{folder} is no codec of sounds: its objective is '{name}', not 'autoencoder'")
+    return Codec(run.spec, model.codebook, model.tokens.length, run.hash, model.encode, model.decode)
 
 
 def _find(config: Any, key: str) -> Iterable[str]:
@@ -331,7 +351,7 @@ class Run:
             solver=solver, unmasker=unmasker, steps=steps, temperature=temperature, top_p=top_p
         )
         known: dict[str, Tensor] = {}
-        if prompt is not None or task is not None:
+        if prompt is not None or task is not None or self.spec.answer is not None:
             if self.objective.samplers is not UNMASKERS:
                 raise GenkitError(
                     f"a model of the objective '{self.recipe.config['objective']['name']}' takes no prompt"

@@ -22,6 +22,16 @@ Generator = torch.Generator | None
 Kind = Literal["exact", "bound", "estimate"]
 
 
+class Modality(NamedTuple):
+    """One kind of content in rows that hold several: behind its fixed symbol `mark`, up to the next mark, stand
+    symbols from `first` to `stop` - 1 only."""
+
+    name: str
+    mark: int
+    first: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What a data set holds: the shape of a sample, its integer levels or symbols, and its classes.
@@ -36,6 +46,7 @@ class DataSpec:
     fixed: symbols that are part of the layout, never masked and never modelled: boundaries, tasks, padding.
     boundary: the fixed symbol that stands before each packed document; attention stays within a document.
     answer: the fixed symbol that ends a prompt: symbols before it are given, not modelled.
+    modalities: of data that mix several.
     """
 
     name: str
@@ -50,12 +61,13 @@ class DataSpec:
     fixed: tuple[int, ...] = ()
     boundary: int | None = None
     answer: int | None = None
+    modalities: tuple[Modality, ...] = ()
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> DataSpec:
         """From plain data, as JSON gives them."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        return cls(**fields)
+        return cls(**fields | {"modalities": tuple(Modality(*m) for m in content.get("modalities", ()))})
 
     @property
     def dims(self) -> int:

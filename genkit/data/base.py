@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -100,15 +100,32 @@ class Encoded:
 
 @dataclass
 class Shown:
-    """Rows of data for a person; a row may have several forms.
+    """Rows of data for a person.
 
-    images: (N, C, H, W) of `levels` levels. texts: N of them. sounds: (N, T) in [-1, 1].
+    images: (N, C, H, W) of `levels` levels. texts: N of them. sounds: (N, T) in [-1, 1]. A row may have several
+    forms; of data of several tasks it has the one of its answer, and each form has its rows in order.
     """
 
     images: Tensor | None = None
     levels: int = 256
     texts: list[str] | None = None
     sounds: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What turns sounds into symbols and back: a trained model, which a recipe gives to data that name its run.
+
+    encode: sounds (B, T) -> codes (B, frames) from 0 to size - 1. decode: the inverse, about.
+    spec: of the sounds. hash: of what the codes are a function of.
+    """
+
+    spec: DataSpec
+    size: int
+    frames: int
+    hash: str
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
 
 
 class Dataset(abc.ABC):
@@ -144,6 +161,13 @@ class Dataset(abc.ABC):
         Raises GenkitError for data that take no prompts, and for a prompt that does not fit.
         """
         raise GenkitError(f"'{self.spec.name}' takes no prompt: its samples are chosen by class")
+
+    def asked(self, x: Tensor, task: str) -> tuple[Shown, list[str]]:
+        """Of the rows of a task among x (N, *shape): their answers, and their words.
+
+        Of a pair the words are its text, prompt or answer. Raises GenkitError for data without tasks.
+        """
+        raise GenkitError(f"'{self.spec.name}' has no tasks")
 
     @cached_property
     def hash(self) -> str:

@@ -50,6 +50,11 @@ class Discrete(Objective):
         modelled[list(spec.fixed)] = False
         self.modelled: Tensor
         self.register_buffer("modelled", modelled, persistent=False)
+        kinds = modelled.repeat(1 + len(spec.modalities), 1)  # the symbols of none, and of each modality
+        for kind, modality in zip(kinds[1:], spec.modalities, strict=True):
+            kind[: modality.first] = kind[modality.stop :] = False
+        self.kinds: Tensor
+        self.register_buffer("kinds", kinds, persistent=False)
 
     # --- symbols and what is given ------------------------------------------------------------------------
 
@@ -101,11 +106,23 @@ class Discrete(Objective):
         cond = self.condition(len(x), t=alpha, y=y)
         tokens = x.unflatten(1, (self.tokens.length, self.tokens.dim))
         h = self.backbone(self.stem(tokens), cond, pos=self.positions, segments=self.segments(x))
-        return self.possible(self.head(h, cond).reshape(len(x), self.size, self.vocabulary))
+        return self.possible(self.head(h, cond).reshape(len(x), self.size, self.vocabulary), x)
 
-    def possible(self, logits: Tensor) -> Tensor:
-        """Logits (..., V) with NEVER for the symbols of the layout, which are given and not modelled."""
+    def possible(self, logits: Tensor, x: Tensor | None = None) -> Tensor:
+        """Logits (..., V) with NEVER for the symbols of the layout, which are given and not modelled.
+
+        x: the symbols (B, N) that the logits (B, N, V) are of, which say where another modality's cannot stand.
+        """
+        if x is not None and self.spec.modalities:
+            return logits.masked_fill(~self.kinds[self.modality(x)], NEVER)
         return logits.masked_fill(~self.modelled, NEVER) if self.spec.fixed else logits
+
+    def modality(self, x: Tensor) -> Tensor:
+        """Of which modality the symbols (B, N) are, by the last mark before them: 1, 2, ..., and 0 before any."""
+        marks = (k * x.eq(modality.mark) for k, modality in enumerate(self.spec.modalities, 1))
+        kind = sum(marks, start=torch.zeros_like(x))
+        place = torch.arange(x.shape[1], device=x.device)
+        return kind.gather(1, torch.where(kind > 0, place, 0).cummax(1).values)
 
     def segments(self, x: Tensor) -> Tensor | None:
         """The packed document of each symbol (B, N); None where rows are one."""
