@@ -111,7 +111,7 @@ class Discrete(Objective):
     def possible(self, logits: Tensor, x: Tensor | None = None) -> Tensor:
         """Logits (..., V) with NEVER for the symbols of the layout, which are given and not modelled.
 
-        x: symbols (B, N) up to the last that the logits (B, n, V) are of: they say where another modality's cannot stand.
+        x: symbols (B, N) up to the last that the logits (B, n, V) are of: they say of which modality each one is.
         """
         if x is not None and self.spec.modalities:
             return logits.masked_fill(~self.kinds[self.modality(x)[:, -logits.shape[1] :]], NEVER)
