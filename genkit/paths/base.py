@@ -51,7 +51,7 @@ class Schedule(abc.ABC):
     @property
     def ends(self) -> tuple[float, float]:
         """alpha(0) and alpha(1). A schedule that does not reach 0 and 1 has boundary terms in its bound."""
-        first, last = self.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        first, last = self.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")).tolist()
         return round(first, 12), round(last, 12)
 
 
