@@ -30,6 +30,7 @@ REGISTRIES = {
     "unmaskers": ("genkit.unmasking", "UNMASKERS"),
     "guidances": ("genkit.guidance", "GUIDANCES"),
     "datasets": ("genkit.data", "DATASETS"),
+    "rewards": ("genkit.objectives.rewards", "REWARDS"),
     "metrics": ("genkit.metrics", "METRICS"),
 }
 

@@ -27,11 +27,15 @@ TINY = 1e-6  # shares of symbols below this are never divided by
 
 
 class Discrete(Objective):
-    """A model of symbols. `logits` is the network; a subclass adds `loss` and `log_prob`."""
+    """A model of symbols. `logits` is the network; a subclass adds `loss` and `log_prob`.
+
+    networks: backbones that a call of `logits` goes through.
+    """
 
     samplers = UNMASKERS
     default_sampler = "ancestral"
     kind: Kind = "estimate"
+    networks = 1
 
     def __init__(
         self, spec: DataSpec, model: ModelOptions, *, conditional: bool, label_dropout: float, time: bool
@@ -182,7 +186,7 @@ class Discrete(Objective):
 
         done = unmasker.sample(predict, x, free, noise, generator=generator)
         branches = 2 if guidance is not None and guidance.active and y is not None else 1
-        tokens = done.passes * branches * self.tokens.length
+        tokens = done.passes * branches * self.networks * self.tokens.length
         return Sample(self.view.decode(self.values(done.x)), done.nfe, tokens)
 
     def template(self, n: int, given: Tensor | None) -> Tensor:
