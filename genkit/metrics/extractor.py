@@ -1,4 +1,4 @@
-"""The pinned feature extractors: one small classifier for each built-in image set.
+"""The pinned feature extractors: one small classifier for each built-in set of images or sounds.
 
     load_extractor("digits")                                              the committed weights, checked
     python -m genkit.metrics.extractor digits --out digits.safetensors    trains them again
@@ -21,55 +21,75 @@ from torch.nn import functional
 
 from genkit.data.base import DATASETS, Dataset, KeyedBatches
 from genkit.errors import GenkitError, choose
-from genkit.types import DataSpec
 
 WEIGHTS = Path(__file__).parent / "weights"
 PINNED = {
     "digits": "65735ec524133d244176e03c1a8e5924bcc4bff9becf1de426653c6723d9be1d",
     "fashion_mnist": "495bee175e97de1e2ff82273cd15cde3e7ebd2e2d71c8958c4bd7650d93a7ad3",
+    "spoken_digits": "40637bb5257c4da3d7c379edb7a7824a1237999f20d833b9b86120e6f2f7644c",
 }
-EPOCHS = {"digits": 40, "fashion_mnist": 6}
-BLOCK = 1024  # images that go through the network at once
+EPOCHS = {"digits": 40, "fashion_mnist": 6, "spoken_digits": 16}
+BLOCK = 1024  # rows that go through the network at once
+WINDOW, HOP, BANDS = 256, 160, 32  # of a sound's spectrogram: samples, and bands of equal width
 
 
 class Extractor(nn.Module):
     """A convolutional classifier whose last hidden layer gives features.
 
-    levels (B, C, H, W) -> 2 l / (V - 1) - 1 -> 3 x [convolution 3x3, batch norm, GELU], halving the size in
-    the first (images over 16 pixels) and after the second -> linear -> GELU = features (B, 48) -> linear =
-    logits (B, classes).
+    rows -> pictures (B, C, H, W) -> 3 x [convolution 3x3, batch norm, GELU], halving the size in the first
+    (over 16 pixels), after the second, and in the third (sounds) -> linear -> GELU = features (B, 48) ->
+    linear = logits (B, classes).
+
+    Images, levels (B, C, H, W), become 2 l / (V - 1) - 1. Sounds (B, T) in [-1, 1] become the logarithm of
+    their spectrogram in 32 bands, log(m + 0.01) / 4.
 
     hash: SHA-256 of the weights file; accuracy: on test data. Both are empty until the weights are loaded.
     """
 
     num_features = 48
 
-    def __init__(self, shape: tuple[int, int, int], levels: int, classes: int) -> None:
+    def __init__(self, shape: tuple[int, ...], levels: int | None, classes: int) -> None:
         super().__init__()
-        channels, height, width = shape
         self.shape, self.levels, self.classes = shape, levels, classes
         self.hash, self.accuracy = "", float("nan")
+        picture = self.picture(torch.zeros(2, *shape))
         self.trunk = nn.Sequential(
-            *_layer(channels, 32, stride=2 if max(height, width) > 16 else 1),
+            *_layer(picture.shape[1], 32, stride=2 if max(picture.shape[2:]) > 16 else 1),
             *_layer(32, 48),
             nn.MaxPool2d(2, ceil_mode=True),
-            *_layer(48, 32),
+            *_layer(48, 32, stride=1 if levels else 2),
             nn.Flatten(),
         )
-        size = self.trunk(torch.zeros(2, *shape)).shape[1]
+        size = self.trunk(picture).shape[1]
         self.hidden = nn.Linear(size, self.num_features)
         self.head = nn.Linear(self.num_features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Levels (B, C, H, W) -> features (B, 48). Raises GenkitError for images of another shape."""
+        """Rows (B, *shape) as stored -> features (B, 48). Raises GenkitError for rows of another shape."""
         if tuple(x.shape[1:]) != self.shape:
-            raise GenkitError(f"this extractor reads images {self.shape}, not {tuple(x.shape[1:])}")
-        scaled = 2 * x.to(self.head.weight.dtype) / (self.levels - 1) - 1
-        return functional.gelu(self.hidden(self.trunk(scaled)))
+            what = "images" if self.levels else "sounds"
+            raise GenkitError(f"this extractor reads {what} {self.shape}, not {tuple(x.shape[1:])}")
+        return functional.gelu(self.hidden(self.trunk(self.picture(x.to(self.head.weight.dtype)))))
 
     def predict(self, x: Tensor) -> Tensor:
-        """Levels (B, C, H, W) -> logits (B, classes)."""
+        """Rows (B, *shape) as stored -> logits (B, classes)."""
         return self.head(self(x))
+
+    def picture(self, x: Tensor) -> Tensor:
+        """What the convolutions see of rows (B, *shape): (B, C, H, W), about in [-1, 1]."""
+        if self.levels:
+            return 2 * x / (self.levels - 1) - 1
+        window = torch.hann_window(WINDOW, device=x.device, dtype=x.dtype)
+        spectrum = torch.stft(x, WINDOW, HOP, window=window, pad_mode="constant", return_complex=True)
+        bands = spectrum[:, :-1].abs().unflatten(1, (BANDS, -1)).mean(2)
+        return torch.log(bands + 0.01)[:, None] / 4
+
+    def moved(self, x: Tensor) -> Tensor:
+        """Training rows, all moved by up to a pixel, or by up to 40 ms at 8 kHz."""
+        if self.levels:
+            down, right = torch.randint(-1, 2, (2,)).tolist()
+            return x.roll((down, right), (2, 3))
+        return x.roll(int(torch.randint(-2 * HOP, 2 * HOP + 1, ())), 1)
 
 
 def _layer(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
@@ -110,24 +130,28 @@ def load_extractor(name: str) -> Extractor:
 def train_extractor(data: Dataset, epochs: int, *, seed: int = 0) -> Extractor:
     """Trains a classifier on the train part; `accuracy` is on the test part. A function of its arguments.
 
-    AdamW with one cycle of the learning rate, images shifted by up to a pixel, cross-entropy with labels
-    smoothed by 0.05. Raises GenkitError for data that are not labelled images with levels.
+    AdamW with one cycle of the learning rate, rows moved a little (`Extractor.moved`), cross-entropy with labels
+    smoothed by 0.05. Raises GenkitError for data that are neither labelled images with levels nor sounds.
     """
     from rich.console import Console
     from rich.progress import track
 
-    shape, levels, classes = _labelled_images(data.spec)
+    spec = data.spec
+    image, sound = spec.image and spec.levels is not None, spec.rate is not None and spec.levels is None
+    if spec.classes is None or not (image or sound):
+        raise GenkitError(
+            f"an extractor is trained on labelled images with levels, or on sounds, which '{spec.name}' are not"
+        )
     torch.manual_seed(seed)
-    extractor = Extractor(shape, levels, classes)
+    extractor = Extractor(spec.shape, spec.levels, spec.classes)
     size = 128
     steps = epochs * len(data.train) // size
     optimizer = torch.optim.AdamW(extractor.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     batches = KeyedBatches(data.train, size, seed=seed, stop=steps)
     for batch in track(batches, f"extractor for {data.spec.name}", console=Console(stderr=True)):
-        down, right = torch.randint(-1, 2, (2,)).tolist()
         assert batch.y is not None
-        logits = extractor.predict(batch.x.roll((down, right), (2, 3)))
+        logits = extractor.predict(extractor.moved(batch.x))
         loss = functional.cross_entropy(logits, batch.y, label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
@@ -136,15 +160,6 @@ def train_extractor(data: Dataset, epochs: int, *, seed: int = 0) -> Extractor:
     extractor.eval().requires_grad_(False)
     extractor.accuracy = _accuracy(extractor, data)
     return extractor
-
-
-def _labelled_images(spec: DataSpec) -> tuple[tuple[int, int, int], int, int]:
-    if len(spec.shape) != 3 or spec.levels is None or spec.classes is None:
-        raise GenkitError(
-            f"an extractor is trained on labelled images with levels, which '{spec.name}' are not"
-        )
-    channels, height, width = spec.shape
-    return (channels, height, width), spec.levels, spec.classes
 
 
 def _accuracy(extractor: Extractor, data: Dataset) -> float:
