@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 
 import torch
 from torch import Tensor
@@ -141,7 +142,7 @@ class Corrector(Forgetting):
         top_p: float = 1.0,
     ) -> None:
         super().__init__(steps, schedule, temperature, top_p)
-        if strength < 0:
+        if not 0 <= strength < math.inf:
             raise GenkitError(f"corrector: strength must not be negative, not {strength}")
         self.strength = strength
 

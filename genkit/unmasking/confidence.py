@@ -92,8 +92,8 @@ class EntropyBounded(Unmasker):
         revealed = 1 - float(noisy.sum() / free.sum())
         logits = model.logits(revealed, x, rows)
         log_p = logits.double().log_softmax(-1)
-        entropy = -(log_p.exp() * log_p.clamp(min=-1e30)).sum(-1).masked_fill(~noisy[rows], math.inf)
-        ordered, order = entropy.sort(dim=1, stable=True)
+        entropy = -(log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)
+        ordered, order = entropy.masked_fill(~noisy[rows], math.inf).sort(dim=1, stable=True)
         before = ordered.cumsum(1) - ordered  # sum H - max H of the first so many, since they are in order
         picked = torch.zeros_like(noisy[rows]).scatter(1, order, before <= self.bound) & noisy[rows]
         return model.put(x, rows, picked, logits)
