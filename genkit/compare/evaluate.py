@@ -1,7 +1,9 @@
 """The measurements of one trained run, the same for every objective.
 
 run ── samples at each number of steps ──> metrics of samples, seconds, tokens
-    ── test rows ──> log-probabilities ──> bits/dim with its kind
+                                        ──> a scorer's log-probabilities ──> generative perplexity
+    ── the same with each of several unmaskers
+    ── test rows ──> log-probabilities ──> bits/dim (of text bits/char) with its kind
     ── trajectories ──> curvature, transport cost
 
 The model works on its own device; the metrics work on the CPU.
@@ -11,9 +13,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +23,15 @@ from torch import Tensor
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError
 from genkit.guidance import GUIDANCES, Guidance
-from genkit.metrics import Judge
+from genkit.metrics import Judge, Scorer
+from genkit.objectives import Objective
 from genkit.randomness import keyed_generator
-from genkit.recipe import Run
+from genkit.recipe import Run, load
 from genkit.solvers import SOLVERS, Solver
-from genkit.types import LogProb, Sample
+from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
 
-SHOWN_IMAGES, SHOWN_POINTS, SHOWN_PATHS = 40, 2000, 500
+SHOWN_ROWS, SHOWN_POINTS, SHOWN_PATHS, SHOWN_TEXTS, SHOWN_SOUNDS = 40, 2000, 500, 6, 10
 Progress = Callable[[str], None]
 
 
@@ -39,6 +42,9 @@ class EvaluationOptions:
     samples: how many samples, and as many real rows beside them; null for as many as the smaller part has.
     steps: numbers of steps of the solver or unmasker.
     solver: with which they are sampled; unmasker: with which discrete models are, where they can take it.
+    unmaskers: more of them (names, or mappings with options), to compare: discrete models are also sampled with each
+        that they can take, at each number of steps, or as it is where it has none.
+    scorer: an arm, or the folder of a run, with an exact likelihood, under which samples have a generative perplexity.
     guidance: a scale, or a guidance with options; 1 is off.
     likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs. probes: of its trace.
     seed: of the noise, equal for all arms and all steps, and of the choice of real rows.
@@ -48,6 +54,8 @@ class EvaluationOptions:
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
     solver: Solver | str = "euler"
     unmasker: Unmasker | str = "ancestral"
+    unmaskers: list[str | dict[str, Any]] = field(default_factory=list)
+    scorer: str | None = None
     guidance: Guidance | str | float = 1.0
     likelihood_rows: int = 128
     likelihood: Solver | str = "heun"
@@ -66,6 +74,7 @@ class EvaluationOptions:
         try:
             SOLVERS.build(self.solver)
             UNMASKERS.build(self.unmasker)
+            self.compared()
             likelihood = SOLVERS.build(self.likelihood)
             self.built_guidance()
         except GenkitError as error:
@@ -81,39 +90,109 @@ class EvaluationOptions:
             return GUIDANCES.build({"name": "classifier_free", "scale": float(scale)})
         return GUIDANCES.build(scale)
 
-    def judge(self, dataset: Dataset) -> Judge:
+    def compared(self) -> list[Compared]:
+        """`unmaskers`, built. Raises GenkitError for what cannot be built, twice the same, and one with steps."""
+        found = [Compared.of(entry) for entry in self.unmaskers]
+        for i, one in enumerate(found):
+            if any((one.curve, one.options) == (other.curve, other.options) for other in found[:i]):
+                raise GenkitError(f"unmaskers: {one.curve} {one.options}".rstrip() + " is there twice")
+        return found
+
+    def judge(self, dataset: Dataset, scorer: Scorer | None = None) -> Judge:
         """Raises GenkitError for more samples than there are real rows."""
         try:
-            return Judge(dataset, self.samples, seed=self.seed)
+            return Judge(dataset, self.samples, seed=self.seed, scorer=scorer)
         except GenkitError as error:
             raise GenkitError(f"evaluation: {error}") from None
+
+    def check_scorer(self, objective: Objective, spec: DataSpec) -> None:
+        """Raises GenkitError for a model that cannot score samples of such data."""
+        where = f"evaluation: the scorer '{self.scorer}'"
+        if spec.levels is None or spec.ordered:
+            raise GenkitError(f"{where} has nothing to do: '{spec.name}' has no symbols, as text has")
+        for key in ("tokenizer", "levels", "fixed", "shape"):
+            if getattr(objective.spec, key) != getattr(spec, key):
+                what = "of another length" if key == "shape" else "with another vocabulary"
+                raise GenkitError(
+                    f"{where} was trained on '{objective.spec.name}', {what} than '{spec.name}' has"
+                )
+        if objective.likelihood != "exact":
+            kind = f"has one of kind '{objective.likelihood}'" if objective.likelihood else "has none"
+            raise GenkitError(f"{where} needs an exact likelihood, as autoregressive models have; it {kind}")
+
+    def scorer_of(self, run: Run) -> Scorer | None:
+        """The scorer for one run alone, which must be the folder of a run. Raises GenkitError."""
+        if self.scorer is None:
+            return None
+        scorer = load(self.scorer).to(run.objective.device)
+        self.check_scorer(scorer.objective, run.spec)
+        return RunScorer(scorer, self)
+
+
+class Compared(NamedTuple):
+    """An unmasker of several: its name among them, and the options that tell it from those of its name.
+
+    One without steps is a point of a curve: of `entropy` with several bounds.
+    """
+
+    curve: str
+    options: str
+    entry: str | Mapping[str, Any]
+    unmasker: Unmasker
+
+    @classmethod
+    def of(cls, entry: str | Mapping[str, Any]) -> Compared:
+        unmasker = UNMASKERS.build(entry)
+        options = {} if isinstance(entry, str) else {k: v for k, v in entry.items() if k != "name"}
+        name = entry if isinstance(entry, str) else entry["name"]
+        if "steps" in options:
+            raise GenkitError(f"unmaskers: {name}: steps are those of the evaluation, leave them out")
+        words = ", ".join(
+            f"{key} {value['name'] if isinstance(value, Mapping) and 'name' in value else value}"
+            for key, value in options.items()
+        )
+        if hasattr(unmasker, "steps"):
+            return cls(f"{name} ({words})" if words else name, "", entry, unmasker)
+        return cls(name, words, entry, unmasker)
+
+
+@dataclass(frozen=True)
+class RunScorer:
+    """A run that says how probable samples are: see `genkit.metrics.Scorer`."""
+
+    run: Run
+    options: EvaluationOptions
+
+    @property
+    def hash(self) -> str:
+        return self.run.hash
+
+    def __call__(self, x: Tensor, y: Tensor | None) -> Iterator[LogProb]:
+        conditional = self.run.objective.classes is not None
+        for part in torch.arange(len(x)).split(self.options.batch_size):
+            classes = y[part] if y is not None and conditional else None
+            yield on_cpu(self.run.objective.log_prob(x[part], classes))
 
 
 def evaluate(
     run: Run, options: EvaluationOptions, judge: Judge, *, progress: Progress = lambda message: None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """All figures of one run as plain data, and samples to show by name."""
+    """All figures of one run as plain data, and samples to show by name (see `showing`)."""
     spec = run.spec
     y = classes_in_turn(judge.count, run.objective.classes)
     points: list[dict[str, Any]] = []
+    texts: dict[str, list[str]] = {}
     shown: dict[str, Tensor] = {}
     for steps, sampler in samplers(run, options):
         progress(f"sampling, {steps} steps" if steps else "sampling")
-        sample_in_batches(run, options, sampler, y, count=min(4, judge.count))  # warm-up
-        start = time.perf_counter()
-        sample = sample_in_batches(run, options, sampler, y, count=judge.count)
-        seconds = time.perf_counter() - start
-        points.append(
-            {
-                "nfe": sample.nfe,
-                "steps": steps,
-                "seconds": seconds,
-                "tokens": sample.tokens,
-                **judge.samples(sample.x, y),
-            }
-        )
-        shown[shown_as(points[-1])] = sample.x[: SHOWN_IMAGES if spec.image else SHOWN_POINTS]
-    result: dict[str, Any] = {"points": points, "bits_per_dim": None}
+        point, x = measured(run, options, judge, sampler, y, steps=steps)
+        points.append(point)
+        held, words = showing(run, x, shown_as(point))
+        shown |= held
+        texts |= words
+    result: dict[str, Any] = {"points": points, "bits_per_dim": None, "texts": texts}
+    if options.unmaskers and run.objective.samplers is UNMASKERS:
+        result["unmasking"] = unmasking(run, options, judge, y, points, progress)
     if run.objective.likelihood is not None:
         progress("likelihood")
         result |= judge.log_probs(log_probs(run, options))
@@ -128,20 +207,81 @@ def evaluate(
         )
         states = [state.cpu() for state in states]
         result |= judge.trajectories(states, times)
-        if not spec.image:
+        if spec.shape == (2,):
             shown["trajectory"] = torch.stack(states)
     return result, {name: value.contiguous() for name, value in shown.items()}
 
 
-def samplers(run: Run, options: EvaluationOptions) -> list[tuple[int | None, Solver | Unmasker | None]]:
+def measured(
+    run: Run,
+    options: EvaluationOptions,
+    judge: Judge,
+    sampler: Solver | Unmasker | None,
+    y: Tensor | None,
+    **labels: Any,
+) -> tuple[dict[str, Any], Tensor]:
+    """The figures of samples made with `sampler` beside `labels` of the point, and the samples."""
+    sample_in_batches(run, options, sampler, y, count=min(4, judge.count))  # warm-up
+    start = time.perf_counter()
+    sample = sample_in_batches(run, options, sampler, y, count=judge.count)
+    seconds = time.perf_counter() - start
+    cost = {"nfe": sample.nfe, **labels, "seconds": seconds, "tokens": sample.tokens}
+    return cost | judge.samples(sample.x, y), sample.x
+
+
+def unmasking(
+    run: Run,
+    options: EvaluationOptions,
+    judge: Judge,
+    y: Tensor | None,
+    points: list[dict[str, Any]],
+    progress: Progress,
+) -> dict[str, list[dict[str, Any]]]:
+    """Points by unmasker, of those in `unmaskers` that the model takes; `points` are those of its main one."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    main = main_unmasker(run, options)
+    for curve, words, entry, unmasker in options.compared():
+        if not run.objective.takes(unmasker):
+            continue
+        if not isinstance(main, Unmasker) and without_steps(main) == without_steps(entry):
+            found.setdefault(curve, []).extend(points)
+            continue
+        for steps, sampler in at_steps(unmasker, options):
+            progress(f"{curve}, {f'{steps} steps' if steps else words or 'sampling'}")
+            point, _ = measured(run, options, judge, sampler, y, steps=steps, setting=words)
+            found.setdefault(curve, []).append(point)
+    return found
+
+
+def showing(run: Run, x: Tensor, name: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """What a report shows of rows x: tensors NAME (rows) and NAME.sounds, and texts NAME."""
+    small = len(run.spec.shape) == 1 and run.spec.dims <= 3
+    tensors, shown = {name: x[: SHOWN_POINTS if small else SHOWN_ROWS]}, run.show(x[:SHOWN_ROWS])
+    if shown.sounds is not None:
+        tensors[f"{name}.sounds"] = shown.sounds[:SHOWN_SOUNDS].float()
+    return tensors, {} if shown.texts is None else {name: shown.texts[:SHOWN_TEXTS]}
+
+
+def samplers(run: Run, options: EvaluationOptions) -> Sequence[tuple[int | None, Solver | Unmasker | None]]:
     """(steps, sampler) of each point that is measured; steps None where their number is the model's own."""
     if run.objective.samplers is SOLVERS:
         return [(steps, run.sampler(solver=options.solver, steps=steps)) for steps in options.steps]
     if run.objective.samplers is not UNMASKERS:
         return [(None, None)]
-    unmasker = UNMASKERS.build(options.unmasker)
-    if not run.objective.takes(unmasker):
-        unmasker = UNMASKERS.build(run.objective.default_sampler)
+    return at_steps(UNMASKERS.build(main_unmasker(run, options)), options)
+
+
+def main_unmasker(run: Run, options: EvaluationOptions) -> Unmasker | str:
+    """The unmasker of the evaluation, or the model's own where it cannot take that one."""
+    able = run.objective.takes(UNMASKERS.build(options.unmasker))
+    return options.unmasker if able else run.objective.default_sampler
+
+
+def without_steps(unmasker: object) -> dict[str, Any]:
+    return {key: value for key, value in UNMASKERS.resolve(unmasker).items() if key != "steps"}
+
+
+def at_steps(unmasker: Unmasker, options: EvaluationOptions) -> list[tuple[int | None, Unmasker]]:
     if not hasattr(unmasker, "steps"):
         return [(None, unmasker)]
     return [(steps, with_steps(unmasker, steps)) for steps in options.steps]
@@ -197,7 +337,12 @@ def log_probs(run: Run, options: EvaluationOptions) -> Iterator[LogProb]:
             **settings,
         )
         start += len(part)
-        yield LogProb(found.value.cpu(), found.kind, None if found.stderr is None else found.stderr.cpu())
+        yield on_cpu(found)
+
+
+def on_cpu(found: LogProb) -> LogProb:
+    stderr, count = (None if part is None else part.cpu() for part in (found.stderr, found.count))
+    return LogProb(found.value.cpu(), found.kind, stderr, count)
 
 
 def classes_in_turn(count: int, classes: int | None) -> Tensor | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,14 +28,18 @@ from safetensors.numpy import load_file
 
 from genkit.compare.evaluate import shown_as
 from genkit.compare.numbers import (
+    ENTROPY,
+    PERPLEXITY,
     Json,
     by_nfe,
+    by_unmasker,
     capital,
     conditional,
     likelihood,
     main_measure,
     one_shot,
     over_runs,
+    unit,
 )
 from genkit.errors import GenkitError
 from genkit.files import write_atomically
@@ -43,8 +47,9 @@ from genkit.files import write_atomically
 DPI = 200  # two device pixels a CSS pixel
 INK, SOFT, FAINT = "#1f2328", "#6a737d", "#d9dce0"
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) without yellow, which is faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
 MARKERS = "osD^vPX*<>h"
+FLOOR = "\0floor"  # among the names of arms
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names are shown as they are
     "font.family": "DejaVu Sans",
@@ -86,8 +91,17 @@ class Look(NamedTuple):
 
 def looks(report: Json) -> dict[str, Look]:
     """The colour and marker of each arm, by its place in the report."""
+    return looks_of(report["arms"])
+
+
+def unmasker_looks(report: Json) -> dict[str, Look]:
+    """The same of the unmaskers, one for all arms."""
+    return looks_of(dict.fromkeys(name for arm in report["arms"].values() for name in by_unmasker(arm)))
+
+
+def looks_of(names: Iterable[str]) -> dict[str, Look]:
     cycle = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
-    return {name: Look(*look) for name, look in zip(report["arms"], cycle, strict=False)}
+    return {name: Look(*look) for name, look in zip(names, cycle, strict=False)}
 
 
 def plain(text: object, width: int = 28) -> str:
@@ -126,17 +140,19 @@ def _legend(fig: Figure, handles: list[Any]) -> None:
 # --- figures ------------------------------------------------------------------------------------------
 
 
-@styled
-def quality(report: Json) -> Figure | None:
-    """The main distance against network evaluations, both logarithmic; a band of ± one spread over seeds."""
-    measure, look = main_measure(report), looks(report)
-    fig = _new(8.6, 5.0)
-    ax = fig.add_subplot()
-    handles: list[Any] = []
+def _by_evaluations(
+    ax: Axes, key: str, arms: Mapping[str, Json], look: Mapping[str, Look], floor: float | None
+) -> dict[str, Any]:
+    """Draws a metric of each arm against network evaluations, and its floor; returns what a legend says of them.
+
+    A band is ± one spread over seeds. An arm with a fixed number of evaluations is carried across. The vertical axis
+    is logarithmic where figures differ by more than a factor of four, without those that a logarithm cannot show.
+    """
+    handles: dict[str, Any] = {}
     ticks: set[int] = set()
-    for name, arm in report["arms"].items():
-        values = {nfe: value for nfe, value in by_nfe(arm, measure.key).items() if value.mean > 0}
-        if not values:  # a logarithm cannot show the rest
+    for name, arm in arms.items():
+        values = {nfe: value for nfe, value in by_nfe(arm, key).items() if value.mean > 0}
+        if not values:
             continue
         mean = np.array([value.mean for value in values.values()])
         spread = np.array([value.spread or 0.0 for value in values.values()])
@@ -150,30 +166,99 @@ def quality(report: Json) -> Figure | None:
         elif spread.any():
             ax.fill_between([*values], low, mean + spread, color=look[name].colour, alpha=0.18, linewidth=0)
         ax.plot([*values], mean, **style)
-        handles.append(Line2D([], [], **{**style, "linestyle": "--" if alone else "-"}, label=plain(name)))
+        handles[name] = Line2D([], [], **{**style, "linestyle": "--" if alone else "-"}, label=plain(name))
         ticks |= values.keys()
     if not handles:
-        return None
-    floor = report["floor"].get(measure.key)
+        return {}
     if floor is not None and floor > 0:
         grey: dict[str, Any] = {"color": "#9aa1a9", "linewidth": 4, "alpha": 0.45}
         ax.axhline(floor, **grey, zorder=1)
-        handles.append(Line2D([], [], **grey, label="floor: real training data"))
+        handles[FLOOR] = Line2D([], [], **grey, label="floor: real data")
     ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    _plain_ticks(ax.xaxis, FixedLocator(sorted(ticks)))
-    _plain_ticks(ax.yaxis, LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.set_ylim(bottom=0.85 * ax.dataLim.y0)
+    _plain_ticks(ax.xaxis, FixedLocator(_apart(ticks)))
+    if ax.dataLim.y1 > 4 * ax.dataLim.y0:
+        ax.set_yscale("log")
+        _plain_ticks(ax.yaxis, LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.set_ylim(bottom=0.85 * ax.dataLim.y0)
+    return handles
+
+
+def _apart(ticks: Iterable[int]) -> list[int]:
+    """Those of the numbers whose labels do not overlap on a logarithmic axis; powers of two before others."""
+    kept: list[int] = []
+    for tick in sorted(ticks, key=lambda tick: (tick & (tick - 1) != 0, tick)):
+        if all(abs(math.log2(tick / other)) > 0.45 for other in kept):
+            kept.append(tick)
+    return sorted(kept)
+
+
+@styled
+def quality(report: Json) -> Figure | None:
+    """The main distance against network evaluations."""
+    measure = main_measure(report)
+    fig = _new(8.6, 5.0)
+    ax = fig.add_subplot()
+    floor = report["floor"].get(measure.key)
+    handles = _by_evaluations(ax, measure.key, report["arms"], looks(report), floor)
+    if not handles:
+        return None
     ax.set_title(f"{capital(measure.name)} against network evaluations")
     ax.set_xlabel("sequential network evaluations a sample (NFE)")
     ax.set_ylabel(f"{measure.name} to test data (lower is better)")
-    _legend(fig, handles)
+    _legend(fig, [*handles.values()])
+    return fig
+
+
+@styled
+def perplexity(report: Json) -> Figure | None:
+    """Generative perplexity, and beside it the entropy of the same samples, without which it says nothing."""
+    fig = _new(8.6, 4.0)
+    handles: dict[str, Any] = {}
+    for i, (key, title) in enumerate(((PERPLEXITY, "Generative perplexity"), (ENTROPY, "Sample entropy"))):
+        ax = fig.add_subplot(1, 2, i + 1)
+        drawn = _by_evaluations(ax, key, report["arms"], looks(report), report["floor"].get(key))
+        if not drawn:
+            return None
+        handles |= drawn
+        ax.set_title(title)
+        ax.set_xlabel("network evaluations a sample")
+        ax.set_ylabel("perplexity a symbol" if key == PERPLEXITY else "nats")
+    _legend(fig, [*handles.values()])
+    return fig
+
+
+@styled
+def unmasking(report: Json) -> Figure | None:
+    """The main distance against network evaluations: a panel for each arm, a line for each unmasker."""
+    measure = main_measure(report)
+    panels = {name: by_unmasker(arm) for name, arm in report["arms"].items()}
+    panels = {name: found for name, found in panels.items() if found}
+    if not panels:
+        return None
+    look = unmasker_looks(report)
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    fig = _new(8.6, 0.8 + 3.2 * rows)
+    handles: dict[str, Any] = {}
+    first: Axes | None = None
+    for i, (name, found) in enumerate(panels.items()):
+        ax = fig.add_subplot(rows, columns, i + 1, sharex=first, sharey=first)
+        first = first or ax
+        handles |= _by_evaluations(ax, measure.key, found, look, report["floor"].get(measure.key))
+        ax.set_title(plain(name), color=looks(report)[name].colour)
+        ax.set_xlabel("network evaluations a sample")
+        if i % columns == 0:
+            ax.set_ylabel(measure.name)
+    if not handles:
+        return None
+    real = handles.pop(FLOOR, None)
+    _legend(fig, [*handles.values(), *([real] if real else [])])
     return fig
 
 
 @styled
 def bits_per_dim(report: Json) -> Figure | None:
-    """Bars of bits/dim with the spread over seeds, or the standard error of one run."""
+    """Bars of bits/dim (of text bits/char) with the spread over seeds, or the standard error of one run."""
     found = {name: likelihood(arm) for name, arm in report["arms"].items()}
     bars = [(name, *value) for name, value in found.items() if value is not None]
     if not bars:
@@ -194,7 +279,7 @@ def bits_per_dim(report: Json) -> Figure | None:
     ax.set_xlim(min(0.0, min(ends) * 1.2), max(max(ends) * 1.25, 1e-9))
     ax.set_title("Likelihood of test data")
     kind = "discrete" if report["data"]["levels"] else "real-valued"
-    ax.set_xlabel(f"bits/dim of the {kind} test data (lower is better)")
+    ax.set_xlabel(f"{unit(report)} of the {kind} test data (lower is better)")
     return fig
 
 
@@ -444,6 +529,8 @@ def save_figures(report: Json, out: Path) -> dict[str, Path]:
     """
     drawn = {
         "quality": quality(report),
+        "perplexity": perplexity(report),
+        "unmasking": unmasking(report),
         "samples": samples(report, out),
         "density": density(report, out),
         "trajectories": trajectories(report, out),

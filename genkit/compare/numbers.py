@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 Json = Mapping[str, Any]
+PERPLEXITY, ENTROPY = "generative_perplexity", "sample_entropy"  # the one is shown beside the other only
 CLOSE = 0.05  # a relative difference that a single seed does not decide
 
 
@@ -66,13 +67,13 @@ def stat(values: Iterable[float | None]) -> Stat | None:
 def by_nfe(arm: Json, key: str) -> dict[int, Stat]:
     """A value of the points of an arm, over its seeds, by number of sequential network evaluations.
 
-    Points of equal steps belong together: an adaptive solver takes other evaluations for each seed, and
+    Points of equal steps and setting belong together: an adaptive solver takes other evaluations for each seed, and
     stands at their mean. Where two numbers of steps end at one, the smaller is kept.
     """
-    groups: dict[int, list[Json]] = {}
+    groups: dict[tuple[int, str], list[Json]] = {}
     for run in arm["runs"]:
         for point in run["points"]:
-            groups.setdefault(point.get("steps") or 0, []).append(point)
+            groups.setdefault((point.get("steps") or 0, point.get("setting") or ""), []).append(point)
     found: dict[int, Stat] = {}
     for _, points in sorted(groups.items()):
         value = stat(point.get(key) for point in points)
@@ -123,10 +124,26 @@ def likelihood(arm: Json) -> tuple[float, float, str] | None:
     return value.mean, error, held[0]["kind"]
 
 
+def unit(report: Json) -> str:
+    """What likelihoods are counted in: "bits/dim", of text "bits/char"."""
+    held = (run.get("bits_per_dim") for arm in report["arms"].values() for run in arm["runs"])
+    return next((entry["unit"] for entry in held if entry and "unit" in entry), "bits/dim")
+
+
+def by_unmasker(arm: Json) -> dict[str, Json]:
+    """What an arm would be with each of several unmaskers, by its name; empty where fewer than two were measured."""
+    names = dict.fromkeys(name for run in arm["runs"] for name in run.get("unmasking") or {})
+    found: dict[str, Json] = {
+        name: {"runs": [{"points": (run.get("unmasking") or {}).get(name, [])} for run in arm["runs"]]}
+        for name in names
+    }
+    return found if len(found) > 1 else {}
+
+
 def one_shot(arm: Json) -> bool:
     """Whether the number of network calls is the model's, not the solver's (an autoregressive flow)."""
     points = arm["runs"][0]["points"]
-    return bool(points) and all(point.get("steps") is None for point in points)
+    return len(points) == 1 and points[0].get("steps") is None
 
 
 def conditional(report: Json) -> bool:

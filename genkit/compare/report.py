@@ -9,6 +9,7 @@ from a recipe or a data set is escaped.
 from __future__ import annotations
 
 import base64
+import io
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -16,20 +17,25 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import genkit
-from genkit.compare.figures import looks, save_figures
+from genkit.compare.evaluate import shown_as
+from genkit.compare.figures import looks, save_figures, steps_label, tensors, unmasker_looks
 from genkit.compare.numbers import (
     CLOSE,
+    ENTROPY,
+    PERPLEXITY,
     Json,
     Measure,
     Stat,
     best,
     by_nfe,
+    by_unmasker,
     capital,
     conditional,
     likelihood,
@@ -41,21 +47,24 @@ from genkit.compare.numbers import (
     seeds,
     spent,
     tokens,
+    unit,
 )
 from genkit.files import write_json, write_text
+
+COLUMNS = 3  # texts beside each other
 
 
 def write_report(report: Json, out: str | Path) -> Path:
     """Writes report.json, table.md, figures/*.png and report.html under `out`; returns the page.
 
-    Pictures of samples are drawn from OUT/<folder of a run>/samples.safetensors and OUT/data.safetensors.
+    Pictures and sounds of samples come from OUT/<folder of a run>/samples.safetensors and OUT/data.safetensors.
     Raises GenkitError naming what cannot be written.
     """
     out = Path(out)
     write_json(out / "report.json", finite(report))
     write_text(out / "table.md", markdown(report))
     page = out / "report.html"
-    write_text(page, html(report, save_figures(report, out)))
+    write_text(page, html(report, save_figures(report, out), texts(report), sounds(report, out)))
     return page
 
 
@@ -69,7 +78,8 @@ def finite(value: Any) -> Any:
 
 
 def headline(report: Json) -> str:
-    """The result in a sentence: who is best, or level with the best, at each number of evaluations."""
+    """The result in a sentence: who is best, or level with the best, at each number of evaluations; of text also in
+    likelihood."""
     measure = main_measure(report)
     found: dict[int, dict[str, Stat]] = {}
     for name, arm in report["arms"].items():
@@ -79,13 +89,25 @@ def headline(report: Json) -> str:
     for nfe, values in sorted(found.items()):
         if names := tuple(best(values, measure.lower)):
             winners.setdefault(names, []).append(nfe)
+    likely = most_likely(report) if report["data"].get("text") else ""
     if not winners:
-        return f"No two arms have a {measure.name} at the same number of network evaluations."
+        return f"No two arms have a {measure.name} at the same number of network evaluations.{likely}"
     (first, counts), *others = winners.items()
     evaluations = "network evaluation" if counts == [1] else "network evaluations"
     parts = [f"{' or '.join(first)} at {listed(counts)} {evaluations}"]
     parts += [f"{' or '.join(names)} at {listed(counts)}" for names, counts in others]
-    return f"Lowest {measure.name}: {'; '.join(parts)}."
+    return f"Lowest {measure.name}: {'; '.join(parts)}.{likely}"
+
+
+def most_likely(report: Json) -> str:
+    """Who gives test data the highest likelihood, as a further sentence; empty where no two arms have one."""
+    found = {name: likelihood(arm) for name, arm in report["arms"].items()}
+    count = seeds(report)
+    values = {
+        name: Stat(value[0], value[1] if count > 1 else None, count) for name, value in found.items() if value
+    }
+    names = best(values, lower=True)
+    return f" Lowest {unit(report)}: {' or '.join(names)} at {values[names[0]].mean:.2f}." if names else ""
 
 
 # --- tables -------------------------------------------------------------------------------------------
@@ -142,6 +164,47 @@ def metric_rows(report: Json, measure: Measure) -> Rows:
     return by_evaluations(report, cells, report["floor"].get(measure.key))
 
 
+def perplexity_rows(report: Json) -> Rows | None:
+    """Generative perplexity of each arm by network evaluations, each with the entropy of its samples."""
+    cells = {name: perplexity_cells(arm) for name, arm in report["arms"].items()}
+    if not any(cells.values()):
+        return None
+    rows = by_evaluations(report, cells)
+    floor = report["floor"]
+    if PERPLEXITY in floor:
+        real = Cell(number(floor[PERPLEXITY]), f"entropy {number(floor[ENTROPY])}")
+        rows = rows._replace(real=[real] * len(rows.heads))
+    return rows
+
+
+def perplexity_cells(arm: Json) -> dict[int, Cell]:
+    entropy = by_nfe(arm, ENTROPY)
+    return {
+        nfe: Cell(str(value), f"entropy {entropy[nfe]}" if nfe in entropy else "")
+        for nfe, value in by_nfe(arm, PERPLEXITY).items()
+    }
+
+
+def unmasker_rows(report: Json) -> dict[str, Rows]:
+    """For each arm that was sampled with several unmaskers, the main distance of each, and its perplexity."""
+    measure = main_measure(report)
+    found = {}
+    for name, arm in report["arms"].items():
+        cells = {unmasker: unmasker_cells(of_one, measure) for unmasker, of_one in by_unmasker(arm).items()}
+        if cells:
+            found[name] = by_evaluations({"arms": cells}, cells, report["floor"].get(measure.key))
+    return found
+
+
+def unmasker_cells(arm: Json, measure: Measure) -> dict[int, Cell]:
+    judged = perplexity_cells(arm)
+    cells = {}
+    for nfe, value in by_nfe(arm, measure.key).items():
+        notes = [value.error, f"ppl {judged[nfe].text}, {judged[nfe].note}" if nfe in judged else ""]
+        cells[nfe] = Cell(number(value.mean), " · ".join(filter(None, notes)))
+    return cells
+
+
 def bits(arm: Json) -> tuple[Cell, str]:
     """bits/dim with its error, and its kind; empty where there is no likelihood."""
     found = likelihood(arm)
@@ -154,7 +217,7 @@ def bits(arm: Json) -> tuple[Cell, str]:
 def likelihood_rows(report: Json) -> Rows | None:
     found = {name: bits(arm) for name, arm in report["arms"].items()}
     arms = {name: [cell, Cell(kind or "–")] for name, (cell, kind) in found.items()}
-    return Rows(["bits/dim", "kind"], arms) if any(kind for _, kind in found.values()) else None
+    return Rows([unit(report), "kind"], arms) if any(kind for _, kind in found.values()) else None
 
 
 def training_rows(report: Json) -> Rows:
@@ -220,15 +283,16 @@ def protocol_rows(report: Json) -> Rows:
 def main_rows(report: Json) -> tuple[Rows, Rows]:
     """The two halves of table.md and the terminal's tables: quality; then bits/dim, training cost, curvature."""
     arms = {}
+    curved = any(over_runs(arm, "curvature") for arm in report["arms"].values())
     for name, arm in report["arms"].items():
         cell, kind = bits(arm)
         arms[name] = [
             Cell(f"{cell} ({kind})" if kind else "–"),
             Cell(tokens(spent(arm, "tokens").total.mean)),
             Cell.of(spent(arm, "seconds").total),
-            Cell.of(over_runs(arm, "curvature")),
+            *([Cell.of(over_runs(arm, "curvature"))] if curved else []),
         ]
-    heads = ["bits/dim (kind)", "train tokens", "train s", "curvature"]
+    heads = [f"{unit(report)} (kind)", "train tokens", "train s", *(["curvature"] if curved else [])]
     return metric_rows(report, main_measure(report)), Rows(heads, arms)
 
 
@@ -239,6 +303,11 @@ def main_title(report: Json) -> str:
     return title if floor is None else f"{title} (floor {number(floor)})"
 
 
+def perplexity_title(report: Json) -> str:
+    scorer = report["evaluation"].get("scorer")
+    return f"Generative perplexity, scored by {Path(scorer).name}" if scorer else "Generative perplexity"
+
+
 def main_note(report: Json) -> str:
     count = seeds(report)
     error = f"standard deviation over {count} seeds" if count > 1 else "standard error over test rows"
@@ -246,7 +315,7 @@ def main_note(report: Json) -> str:
 
 
 def markdown(report: Json) -> str:
-    """The main table in Markdown."""
+    """The main table in Markdown, and that of generative perplexity."""
     quality, rest = main_rows(report)
     heads = [*(f"at {head}" for head in quality.heads), *rest.heads]
     lines = [f"**{md(report['name'])}**: {md(main_title(report))}", "", md_row(["arm", *heads])]
@@ -254,7 +323,16 @@ def markdown(report: Json) -> str:
     for name, cells in quality.arms.items():
         texts = (f"**{cell}**" if cell.best else md(cell) for cell in [*cells, *rest.arms[name]])
         lines.append(md_row([md(name), *texts]))
-    return "\n".join([*lines, "", main_note(report), ""])
+    lines += ["", main_note(report), ""]
+    if judged := perplexity_rows(report):
+        heads = [f"at {head}" for head in judged.heads]
+        lines += [f"**{md(perplexity_title(report))}**", "", md_row(["arm", *heads])]
+        lines.append(md_row(["---", *["---:"] * len(heads)]))
+        real = {"real data": judged.real} if judged.real else {}
+        for name, cells in [*judged.arms.items(), *real.items()]:
+            lines.append(md_row([md(name), *map(md, cells)]))
+        lines.append("")
+    return "\n".join(lines)
 
 
 def md(text: object) -> str:
@@ -277,6 +355,10 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
     for title, rows in zip((main_title(report), "Likelihood and cost"), main_rows(report), strict=True):
         print_columns(console, title, "arm", rows.heads, rows.arms)
         console.print()
+    if judged := perplexity_rows(report):
+        real = {"real data": judged.real} if judged.real else {}
+        print_columns(console, perplexity_title(report), "arm", judged.heads, {**judged.arms, **real})
+        console.print()
     console.print(Text(main_note(report), style="dim"))
     console.print(Text(headline(report)))
     if page is not None:
@@ -286,22 +368,27 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
 def print_evaluation(name: str, result: Json, *, console: Console | None = None) -> None:
     """Prints the evaluation of one run: a column for each number of network evaluations, and what else it has."""
     console = console or Console()
-    points = result["points"]
-    rows: dict[str, list[Cell]] = {}
-    for key in dict.fromkeys(key for point in points for key in point if key != "nfe"):
-        write = tokens if key == "tokens" else str if key == "steps" else number
-        values = [point.get(key) for point in points]
-        if any(value is not None for value in values):
-            cells = [Cell("–" if value is None else write(value)) for value in values]
-            rows[key.replace("_", " ")] = cells
-    heads = [str(point["nfe"]) for point in points]
-    print_columns(console, f"Samples of {name}", "network evaluations", heads, rows)
+    print_points(console, f"Samples of {name}", result["points"])
+    for unmasker, points in (result.get("unmasking") or {}).items():
+        print_points(console, f"Samples of {name} by {unmasker}", points)
     cell, kind = bits({"runs": [result]})
     if kind:
-        console.print(Text(f"bits/dim {cell} ({kind})"))
+        console.print(Text(f"{unit({'arms': {name: {'runs': [result]}}})} {cell} ({kind})"))
     for key in ("curvature", "transport_cost"):
         if result.get(key) is not None:
             console.print(Text(f"{key.replace('_', ' ')} {number(result[key])}"))
+
+
+def print_points(console: Console, title: str, points: Sequence[Json]) -> None:
+    """A table with a column for each point and a row for each of its figures."""
+    rows: dict[str, list[Cell]] = {}
+    for key in dict.fromkeys(key for point in points for key in point if key != "nfe"):
+        write = tokens if key == "tokens" else str if key in ("steps", "setting") else number
+        values = [point.get(key) for point in points]
+        if any(value not in (None, "") for value in values):
+            cells = [Cell("–" if value is None else write(value)) for value in values]
+            rows[key.replace("_", " ")] = cells
+    print_columns(console, title, "network evaluations", [str(point["nfe"]) for point in points], rows)
 
 
 def print_columns(
@@ -337,7 +424,60 @@ def print_columns(
 # --- the page -----------------------------------------------------------------------------------------
 
 
-def html(report: Json, figures: Mapping[str, Path]) -> str:
+class Block(NamedTuple):
+    """Samples of an arm (None for real data) to read or to hear: (caption, samples) from few steps to many."""
+
+    arm: str | None
+    lines: list[tuple[str, list[Any]]]
+
+
+def texts(report: Json) -> list[Block]:
+    """The first texts of each arm, behind those of real data; empty where there are none."""
+    blocks = []
+    for name, arm in report["arms"].items():
+        held = arm["runs"][0].get("texts") or {}
+        points = spread([point for point in arm["runs"][0]["points"] if shown_as(point) in held])
+        blocks.append(Block(name, [(steps_label(p), held[shown_as(p)][:COLUMNS]) for p in points]))
+    real = report["data"].get("texts")
+    blocks = [block for block in blocks if block.lines]
+    return [Block(None, [("test set", real[:COLUMNS])]), *blocks] if real and blocks else blocks
+
+
+def sounds(report: Json, out: Path) -> list[Block]:
+    """The first sounds of each arm as WAV files in Base64, behind those of real data; empty where there are none."""
+    rate = report["data"].get("rate")
+
+    def heard(path: Path, name: str) -> list[str]:
+        return [wav(x, rate) for x in tensors(path).get(f"{name}.sounds", ())]
+
+    blocks = []
+    for name, arm in report["arms"].items() if rate else ():
+        path = out / arm["runs"][0]["folder"] / "samples.safetensors"
+        points = [point for point in arm["runs"][0]["points"] if f"{shown_as(point)}.sounds" in tensors(path)]
+        blocks.append(Block(name, [(steps_label(p), heard(path, shown_as(p))) for p in spread(points)]))
+    blocks = [block for block in blocks if block.lines]
+    real = heard(out / "data.safetensors", "test") if blocks else []
+    return [Block(None, [("test set", real)]), *blocks] if real else blocks
+
+
+def spread(points: list[Any]) -> list[Any]:
+    """The first, the middle and the last of several."""
+    places = dict.fromkeys((0, len(points) // 2, len(points) - 1))
+    return [points[i] for i in places] if points else []
+
+
+def wav(x: Any, rate: int) -> str:
+    """A sound (T,) as a WAV file in Base64."""
+    from genkit.data.audio import write_wav
+
+    buffer = io.BytesIO()
+    write_wav(buffer, torch.as_tensor(x), rate)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def html(
+    report: Json, figures: Mapping[str, Path], texts: Sequence[Block] = (), sounds: Sequence[Block] = ()
+) -> str:
     """The page; `figures` are PNG files by name."""
     environment = Environment(
         loader=PackageLoader("genkit.compare"),
@@ -347,7 +487,9 @@ def html(report: Json, figures: Mapping[str, Path]) -> str:
         lstrip_blocks=True,
     )
     main = main_measure(report)
-    others = [measure for measure in measures(report) if measure.key not in (main.key, "nearest")]
+    perplexity = perplexity_rows(report)
+    elsewhere = {main.key, "nearest"} | ({PERPLEXITY, ENTROPY} if perplexity else set())
+    others = [measure for measure in measures(report) if measure.key not in elsewhere]
     backbones = {run["backbone_parameters"] for arm in report["arms"].values() for run in arm["runs"]}
     return environment.get_template("report.html").render(
         **report,
@@ -355,6 +497,7 @@ def html(report: Json, figures: Mapping[str, Path]) -> str:
         headline=headline(report),
         close=f"{CLOSE:.0%}",
         looks=looks(report),
+        unmasker_looks=unmasker_looks(report),
         seeds=seeds(report),
         backbone=backbones.pop() if len(backbones) == 1 else None,
         shape=shape(report["data"]),
@@ -365,6 +508,13 @@ def html(report: Json, figures: Mapping[str, Path]) -> str:
         listed=listed,
         quality=metric_rows(report, main),
         other=[(measure, metric_rows(report, measure)) for measure in others],
+        perplexity=perplexity,
+        perplexity_title=perplexity_title(report),
+        unmasking=unmasker_rows(report),
+        texts=texts,
+        sounds=sounds,
+        classes=class_words(report),
+        unit=unit(report),
         likelihood=likelihood_rows(report),
         training=training_rows(report),
         sampling=sampling_rows(report),
@@ -382,12 +532,29 @@ def picture(path: Path) -> dict[str, Any]:
     return {"data": base64.b64encode(content).decode(), "width": width // 2, "height": height // 2}
 
 
+def class_words(report: Json) -> list[str]:
+    """The classes of samples in turn; empty where they have none."""
+    if not conditional(report):
+        return []
+    return [str(name) for name in report["data"].get("class_names") or range(report["data"]["classes"])]
+
+
 def shape(data: Json) -> str:
     """In words, such as "8 × 8 images of 17 levels, 10 classes" or "points in 2 dimensions"."""
-    if len(data["shape"]) == 3:
+    levels = data.get("levels")
+    if data.get("text"):
+        symbols = {"bytes": "bytes", "subwords": "subwords"}.get(data["text"], "characters")
+        text = f"text in rows of {math.prod(data['shape'])} {symbols}, {levels:,} different"
+        text += f", of {number(data['characters'])} characters each" if symbols == "subwords" else ""
+    elif data.get("rate"):
+        seconds = number(math.prod(data["shape"]) / data["rate"])
+        text = (
+            f"sounds of {seconds} s at {data['rate'] / 1000:g} kHz{f', of {levels} levels' if levels else ''}"
+        )
+    elif len(data["shape"]) == 3:
         channels, height, width = data["shape"]
         text = f"{height} × {width} images{f' in {channels} channels' if channels > 1 else ''}"
+        text += f" of {levels} levels" if levels else ""
     else:
-        text = f"points in {math.prod(data['shape'])} dimensions"
-    text += f" of {data['levels']} levels" if data.get("levels") else ""
+        text = f"points in {math.prod(data['shape'])} dimensions{f' of {levels} levels' if levels else ''}"
     return text + (f", {data['classes']} classes" if data.get("classes") else "")

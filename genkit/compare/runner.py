@@ -23,7 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from genkit.compare.evaluate import SHOWN_IMAGES, SHOWN_POINTS, EvaluationOptions, evaluate
+from genkit.compare.evaluate import (
+    SHOWN_POINTS,
+    EvaluationOptions,
+    RunScorer,
+    evaluate,
+    main_unmasker,
+    showing,
+)
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose
 from genkit.files import free_name, write_atomically, write_json
@@ -42,7 +49,9 @@ from genkit.recipe import (
     train,
 )
 from genkit.registry import plugins_behind, resolve_options
+from genkit.solvers import SOLVERS
 from genkit.types import DataSpec
+from genkit.unmasking import UNMASKERS
 
 # What a comparison itself puts into its folder, beside those of its arms.
 OWN_FILES = ("figures", "stale", "report.html", "report.json", "table.md", "data.safetensors")
@@ -107,7 +116,8 @@ class Comparison:
         return Recipe.resolve(config, f"{self.source}: arms.{arm}")
 
     def ordered(self) -> list[str]:
-        """The arms, teachers before their students. Raises GenkitError for a circle and an unknown teacher."""
+        """The arms, teachers before their students. Raises GenkitError for a circle, an unknown teacher and an unknown
+        scorer."""
         teachers = {arm: self.recipe(arm, 0).teacher for arm in self.arms}
         order: list[str] = []
         while waiting := [arm for arm in self.arms if arm not in order]:
@@ -120,6 +130,10 @@ class Comparison:
                 raise GenkitError(
                     f"{self.source}: arms.{arm}: {choose(teacher, self.arms, 'arm or run folder')}"
                 )
+        scorer = self.options().scorer
+        if scorer is not None and scorer not in self.arms and not Path(scorer).is_dir():
+            error = choose(scorer, self.arms, "arm or run folder")
+            raise GenkitError(f"{self.source}: evaluation: scorer: {error}")
         return order
 
     def options(self) -> EvaluationOptions:
@@ -137,7 +151,7 @@ class Comparison:
         return first.dataset()
 
     def check(self) -> dict[str, Run]:
-        """Builds every arm without weights, and loads the teachers that are run folders, which it returns.
+        """Builds every arm without weights, and loads teachers and a scorer that are run folders, which it returns.
 
         What cannot be built, taught or evaluated is known before anything is trained.
         """
@@ -156,6 +170,13 @@ class Comparison:
                 objective.check_teacher(teacher)
             except GenkitError as error:
                 raise GenkitError(f"{self.source}: arms.{arm}: {error}") from None
+        if (name := options.scorer) is not None:
+            if name not in self.arms:
+                folders[name] = load(name)
+            try:
+                options.check_scorer(objectives[name] if name in self.arms else folders[name].objective, spec)
+            except GenkitError as error:
+                raise GenkitError(f"{self.source}: {error}") from None
         return folders
 
     def _built(self, recipe: Recipe, spec: DataSpec, options: EvaluationOptions) -> Objective:
@@ -184,30 +205,36 @@ def compare(
     """
     if seeds < 1:
         raise GenkitError(f"--seeds must be at least 1, not {seeds}")
-    teachers = comparison.check()
+    folders = comparison.check()
     options, dataset = comparison.options(), comparison.dataset()
-    judge, spec = options.judge(dataset), dataset.spec
+    spec = dataset.spec
     runs: dict[tuple[str, int], Run] = {}
+    teachers: dict[tuple[str, int], Run | None] = {}
+    for seed, arm in itertools.product(range(seeds), comparison.ordered()):
+        recipe = comparison.recipe(arm, seed)
+        name = recipe.teacher
+        teacher = None if name is None else folders.get(name) or runs[name, seed]
+        teachers[arm, seed] = teacher
+        runs[arm, seed] = train_arm(recipe, out / folder_name(arm, seed), teacher, listener).to(device)
+
+    scorer = None  # one for all seeds, so that they are judged alike
+    if options.scorer is not None:
+        scorer = RunScorer((folders.get(options.scorer) or runs[options.scorer, 0]).to(device), options)
+    judge = options.judge(dataset, scorer)
     arms: dict[str, Any] = {arm: {"runs": []} for arm in comparison.arms}
-    for seed in range(seeds):
-        for arm in comparison.ordered():
-            recipe = comparison.recipe(arm, seed)
-            name = recipe.teacher
-            teacher = None if name is None else teachers.get(name) or runs[name, seed]
-            run = train_arm(recipe, out / folder_name(arm, seed), teacher, listener).to(device)
-            runs[arm, seed] = run
-            objective = recipe.config["objective"]
-            arms[arm] |= {
-                "objective": objective["name"],
-                "coupling": (objective.get("coupling") or {}).get("name"),
-                "teacher": name,
-                "conditional": run.objective.classes is not None,
-            }
-            figures = evaluated(run, options, listener, judge=judge)
-            arms[arm]["runs"].append({"seed": seed, **cost(run, teacher), "curve": curve(run), **figures})
+    for (arm, seed), run in runs.items():
+        objective = run.recipe.config["objective"]
+        arms[arm] |= {
+            "objective": objective["name"],
+            "coupling": (objective.get("coupling") or {}).get("name"),
+            "teacher": run.recipe.teacher,
+            "conditional": run.objective.classes is not None,
+        }
+        figures = evaluated(run, options, listener, judge=judge)
+        spent = cost(run, teachers[arm, seed])
+        arms[arm]["runs"].append({"seed": seed, **spent, "curve": curve(run), **figures})
 
     first = next((run for run in runs.values() if run.objective.source), next(iter(runs.values())))
-    save_data(first, out, options)
     return {
         "name": comparison.name,
         "data": {
@@ -217,13 +244,17 @@ def compare(
             "levels": spec.levels,
             "classes": spec.classes,
             "class_names": list(spec.class_names),
+            "text": spec.tokenizer.partition(":")[0],
+            "characters": spec.characters,
+            "rate": spec.rate,
             "train": len(dataset.split("train")),
             "test": len(dataset.split("test")),
+            "texts": save_data(first, out, options),
         },
         "evaluation": {
-            **comparison.evaluation,
+            **dataclasses.asdict(options),
+            **names_of_samplers(runs.values(), options),
             "samples": judge.count,
-            "solver": comparison.evaluation["solver"]["name"],
             "extractor": spec.name if spec.name in PINNED else None,
             "extractor_hash": PINNED.get(spec.name),
         },
@@ -232,6 +263,18 @@ def compare(
         "machine": {key: first.environment.get(key) for key in ("device", "threads", "torch")},
         "arms": arms,
     }
+
+
+def names_of_samplers(runs: Iterable[Run], options: EvaluationOptions) -> dict[str, str | None]:
+    """The solver, and the unmaskers, that some run is sampled with; None for none."""
+    unmaskers: dict[str, None] = {}
+    solver = None
+    for run in runs:
+        if run.objective.samplers is SOLVERS:
+            solver = SOLVERS.name_of(SOLVERS.build(options.solver))
+        elif run.objective.samplers is UNMASKERS:
+            unmaskers[UNMASKERS.name_of(UNMASKERS.build(main_unmasker(run, options)))] = None
+    return {"solver": solver, "unmasker": ", ".join(unmaskers) or None}
 
 
 def folder_name(arm: str, seed: int) -> str:
@@ -279,8 +322,9 @@ def evaluated(
 
     Its evaluation.json and samples.safetensors each hold the key of what they were made from.
     """
-    judge = judge or options.judge(run.dataset)
+    judge = judge or options.judge(run.dataset, options.scorer_of(run))
     plain = json.loads(json.dumps(dataclasses.asdict(options), default=repr))
+    plain["scorer"] = judge.scorer.hash if judge.scorer else None  # its hash says who it is
     extractor = PINNED.get(run.spec.name)
     plugins = plugins_behind({*judge.names, *names_in(plain)})
     made_from = [run.hash, run.dataset.hash, plain, extractor, judge.names, plugins]
@@ -309,7 +353,11 @@ def kept_evaluation(path: Path, samples: Path, key: str) -> dict[str, Any] | Non
 
 
 def names_in(options: Any) -> set[str]:
-    """Every `name` of solvers, grids and the like in plain options."""
+    """Every `name` of solvers, grids and the like in plain options, and what a list of them names."""
+    if isinstance(options, list):
+        return {
+            name for entry in options for name in ({entry} if isinstance(entry, str) else names_in(entry))
+        }
     if not isinstance(options, Mapping):
         return set()
     found = {name for value in options.values() for name in names_in(value)}
@@ -322,16 +370,16 @@ def curve(run: Run) -> list[list[float]]:
         return [[int(row["step"]), float(row["loss"])] for row in csv.DictReader(file) if row["loss"]]
 
 
-def save_data(run: Run, out: Path, options: EvaluationOptions) -> None:
-    """Test rows to show beside samples, images class by class in turn, and for 2-D data points of the source."""
-    x, y = run.dataset.split("test").take(torch.arange(min(SHOWN_POINTS, len(run.dataset.split("test")))))
-    content = {"test": x}
-    if run.spec.image:
-        content["test"] = x[:SHOWN_IMAGES] if y is None else x[in_turn(y)[:SHOWN_IMAGES]]
-    elif run.objective.source is not None and not run.spec.levels:
+def save_data(run: Run, out: Path, options: EvaluationOptions) -> list[str] | None:
+    """Keeps test rows to show beside samples, by class in turn, and of 2-D data points of the source; returns texts."""
+    split = run.dataset.split("test")
+    x, y = split.take(torch.arange(min(SHOWN_POINTS, len(split))))
+    content, texts = showing(run, x if y is None else x[in_turn(y)], "test")
+    if run.objective.source is not None and run.spec.shape == (2,) and not run.spec.levels:
         content["source"] = run.objective.source.sample(x, generator=keyed_generator(options.seed, "source"))
     content = {name: value.contiguous() for name, value in content.items()}
     write_atomically(out / "data.safetensors", lambda file: file.write(save(content)))
+    return texts.get("test")
 
 
 def in_turn(y: Tensor) -> Tensor:

@@ -4,7 +4,10 @@ A metric is built from the data's spec, METRICS.build("frechet", spec) or with o
 data as the data set stores it (integer levels or real values). `reads` says how it is fed:
 
     samples    | update(x, real=True) for reference rows, update(x, real=False) for samples; a number
+    rows       | update(x): samples alone; a number
     labels     | update(x, y): samples with the classes that were asked for; a number
+    answers    | update(x, rows, data): samples that answer the prompts of rows; a number
+    scored     | update(log_prob): the LogProb of samples under another model, the judge's scorer; a number
     parts      | update(x, part) with part "train" (first, all rows), "test" or "sample"; a mapping of "test"
                | and "sample", as far as there are rows of them
     log_prob   | update(log_prob): a LogProb of test rows; a mapping
@@ -18,25 +21,30 @@ from __future__ import annotations
 import abc
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from genkit.errors import GenkitError
 from genkit.registry import Registry
-from genkit.types import DataSpec
+from genkit.types import DataSpec, LogProb
 
 
 class DataMetric(Metric):
     """A metric of data. Its constructor takes the spec first, then its options.
 
     words: its name in a report; its name in the registry, where it says nothing.
+    needs: what data it applies to, for errors.
     priority: the distance that judges a comparison is the one with the highest.
     higher_is_better: None for a figure that has no better end.
     """
 
-    reads: ClassVar[Literal["samples", "labels", "parts", "log_prob", "trajectory"]]
+    reads: ClassVar[
+        Literal["samples", "rows", "labels", "answers", "scored", "parts", "log_prob", "trajectory"]
+    ]
     words: ClassVar[str] = ""
+    needs: ClassVar[str] = "values with an order"
     priority: ClassVar[int] = 0
     full_state_update = False
     is_differentiable = False
@@ -46,12 +54,19 @@ class DataMetric(Metric):
         """Whether data of this spec can be measured; building the metric for others raises GenkitError."""
         return True
 
+    @classmethod
+    def require(cls, spec: DataSpec) -> None:
+        """Raises GenkitError where the metric does not apply."""
+        if not cls.applies(spec):
+            raise GenkitError(f"the metric '{cls.words}' needs {cls.needs}, which '{spec.name}' has not")
+
 
 class TwoSample(DataMetric):
     """A distance between reference rows and samples that needs all of both: write `distance`.
 
-    update(x, real): x (B, *shape). Raises GenkitError for rows of another shape, and in `compute` for a side
-    with fewer than two rows.
+    It is one of numbers, unless `applies` says otherwise: symbols without an order have no differences.
+    update(x, real): x (B, *shape). Raises GenkitError for data it does not apply to, rows of another shape, and in
+    `compute` for a side with fewer than two rows.
     """
 
     reads = "samples"
@@ -60,7 +75,12 @@ class TwoSample(DataMetric):
     real: list[Tensor]
     fake: list[Tensor]
 
+    @classmethod
+    def applies(cls, spec: DataSpec) -> bool:
+        return spec.ordered
+
     def __init__(self, spec: DataSpec) -> None:
+        self.require(spec)
         super().__init__()
         self.spec = spec
         self.add_state("real", [], dist_reduce_fx="cat")
@@ -94,3 +114,15 @@ def gathered(rows: list[Tensor], what: str) -> Tensor:
     if count < 2:
         raise GenkitError(f"a metric of two samples needs at least two {what}, not {count}")
     return dim_zero_cat(rows).double()
+
+
+def nats_and_counts(log_prob: LogProb, spec: DataSpec) -> tuple[Tensor, Tensor]:
+    """-log p (B,) and the number (B,) of values or symbols that it is of, float64.
+
+    Raises GenkitError for a value that is not (B,).
+    """
+    value, count = log_prob.value, log_prob.count
+    if value.dim() != 1:
+        raise GenkitError(f"a log-probability has one value a row, (B,), not {tuple(value.shape)}")
+    nats = -value.double()
+    return nats, torch.full_like(nats, spec.dims) if count is None else count.to(nats)

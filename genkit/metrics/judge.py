@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,15 @@ from genkit.randomness import keyed_generator
 from genkit.types import LogProb
 
 
+class Scorer(Protocol):
+    """A model that says how probable rows x (N, *shape) of the classes y (N,) are, batch by batch, on the CPU."""
+
+    @property
+    def hash(self) -> str: ...
+
+    def __call__(self, x: Tensor, y: Tensor | None) -> Iterable[LogProb]: ...
+
+
 class Judge:
     """The metrics of one data set. Their reference rows are filled in once, however many models are judged.
 
@@ -25,11 +34,14 @@ class Judge:
         judge.log_probs(parts)             {metric: {...}} of the log-probabilities of test rows
         judge.trajectories(states, times)  {name: number} of the paths of a flow
 
-    count: rows on either side; seed: chooses those of the test part.
+    count: rows on either side; seed: chooses those of the test part. scorer: for metrics of kind "scored", which are
+    left out without one.
     Raises GenkitError for fewer than two rows, or more than either part has.
     """
 
-    def __init__(self, dataset: Dataset, count: int | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, count: int | None = None, *, seed: int = 0, scorer: Scorer | None = None
+    ) -> None:
         largest = min(len(dataset.train), len(dataset.test))
         count = largest if count is None else count
         if not 2 <= count <= largest:
@@ -37,21 +49,29 @@ class Judge:
                 f"samples must be from 2 to {largest}, as many as '{dataset.spec.name}' has real rows beside them "
                 f"(train {len(dataset.train)}, test {len(dataset.test)}), not {count}"
             )
-        self.dataset, self.count, self.seed = dataset, count, seed
-        self.names = [name for name in METRICS.names() if METRICS.get(name).applies(dataset.spec)]
+        self.dataset, self.count, self.seed, self.scorer = dataset, count, seed, scorer
+        self.names = [
+            name
+            for name in METRICS.names()
+            if METRICS.get(name).applies(dataset.spec)
+            and (scorer is not None or METRICS.get(name).reads != "scored")
+        ]
 
     def samples(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
         found = {name: self._sampled(name, x) for name in self._reading("samples", "parts")}
+        found |= self._alone(x, y)
         if y is not None:
             found |= {name: self._labelled(name, x, y) for name in self._reading("labels")}
         return found
 
     def floors(self) -> dict[str, float]:
-        """Training rows in the place of samples, test rows where a metric compares with the training rows."""
+        """Training rows in the place of samples; test rows for metrics that compare with the training rows, or with
+        nothing."""
         train, _ = self._rows("train", self.count)
         test, y = self._rows("test", self.count)
         found = {name: self._sampled(name, train) for name in self._reading("samples")}
         found |= {name: float(self._filled[name].compute()["test"]) for name in self._reading("parts")}
+        found |= self._alone(test, y)
         if y is not None:
             found |= {name: self._labelled(name, test, y) for name in self._reading("labels")}
         return found
@@ -76,7 +96,9 @@ class Judge:
 
         The one that judges a comparison comes first.
         """
-        classes = {name: METRICS.get(name) for name in self._reading("samples", "labels", "parts")}
+        classes = {
+            name: METRICS.get(name) for name in self._reading("samples", "rows", "labels", "scored", "parts")
+        }
         return [
             {
                 "name": name,
@@ -106,6 +128,15 @@ class Judge:
             return float(metric.compute())
         metric.update(x, "sample")
         return float(metric.compute()["sample"])
+
+    def _alone(self, x: Tensor, y: Tensor | None) -> dict[str, float]:
+        """Metrics that compare rows with nothing: of the rows, and of their probabilities to the scorer."""
+        metrics = {name: METRICS.build(name, self.dataset.spec) for name in self._reading("rows", "scored")}
+        scores = list(self.scorer(x, y)) if self.scorer is not None else []
+        for metric in metrics.values():
+            for part in [x] if metric.reads == "rows" else scores:
+                metric.update(part)
+        return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     def _labelled(self, name: str, x: Tensor, y: Tensor) -> float:
         metric = METRICS.build(name, self.dataset.spec)

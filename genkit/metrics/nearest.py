@@ -39,7 +39,12 @@ class Nearest(DataMetric):
     train_rows: list[Tensor]
     sums: Tensor
 
+    @classmethod
+    def applies(cls, spec: DataSpec) -> bool:
+        return spec.ordered
+
     def __init__(self, spec: DataSpec) -> None:
+        self.require(spec)
         super().__init__()
         self.spec = spec
         self.add_state("train_rows", [], dist_reduce_fx="cat")

@@ -35,6 +35,40 @@ def test_mean_and_errors_over_several_updates():
     assert found["kind"] == "estimate"
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "unit"),
+    [("", "bits/dim"), ("ascii", "bits/char"), ("subwords:{}", "bits/char"), ("bytes", "bits/byte")],
+)
+def test_the_unit_is_that_of_the_data(tokenizer, unit):
+    metric = METRICS.build("bits_per_dim", DataSpec("x", (4,), levels=8, tokenizer=tokenizer))
+    metric.update(LogProb(torch.full((2,), -4 * math.log(8)), "exact"))
+    assert metric.compute()["unit"] == unit
+    assert metric.compute()["value"].item() == pytest.approx(3)
+
+
+def test_text_is_counted_in_characters_of_what_is_modelled():
+    """Rows of 6 and of 2 modelled symbols, each of 2.5 characters: sums are divided, not the rows' quotients."""
+    metric = METRICS.build(
+        "bits_per_dim", DataSpec("x", (8,), levels=9, tokenizer="subwords:{}", characters=2.5)
+    )
+    count = torch.tensor([6, 2])
+    metric.update(LogProb(-math.log(2) * torch.tensor([30.0, 20.0]), "exact", count=count))
+    assert metric.compute()["value"].item() == pytest.approx(50 / (8 * 2.5))
+
+
+def test_the_error_of_a_quotient_is_that_of_a_bootstrap():
+    generator = torch.Generator().manual_seed(0)
+    count = torch.randint(10, 100, (400,), generator=generator)
+    bits = count * (2 + torch.rand(400, generator=generator, dtype=torch.float64))
+    metric = METRICS.build("bits_per_dim", DataSpec("x", (100,), levels=9, tokenizer="ascii"))
+    metric.update(LogProb(-math.log(2) * bits, "exact", count=count))
+    drawn = torch.randint(400, (4000, 400), generator=generator)
+    quotients = bits[drawn].sum(1) / count[drawn].sum(1)
+    assert metric.compute()["stderr"].item() == pytest.approx(quotients.std().item(), rel=0.08)
+    of_means = (bits / count).std() / 20  # of a mean over rows, which is another figure
+    assert metric.compute()["stderr"].item() != pytest.approx(of_means.item(), rel=0.08)
+
+
 def test_kinds_do_not_mix():
     metric = METRICS.build("bits_per_dim", SPEC)
     metric.update(LogProb(torch.zeros(3), "bound"))

@@ -1,5 +1,7 @@
 """The judge: every metric in the registry is fed, references are filled once, floors are at equal counts."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -129,3 +131,43 @@ def test_real_images_are_of_their_class():
     floors = Judge(DATASETS.build("digits"), 200).floors()
     assert floors["accuracy"] > 0.95
     assert floors.keys() == {"frechet", "sliced_wasserstein", "energy_distance", "accuracy", "nearest"}
+
+
+class Letters(Dataset):
+    """Rows of two letters."""
+
+    spec = DataSpec("letters", (6,), levels=2, ordered=False, tokenizer="characters:ab")
+
+    def load(self, name):
+        rows = torch.arange(20 if name == "train" else 12)
+        return TensorSplit((rows[:, None] >> torch.arange(6)) & 1)
+
+
+class Fair:
+    """A scorer to whom every letter is as probable as its share of ones in a row is high."""
+
+    hash = "fair"
+
+    def __call__(self, x, y):
+        for part in x.split(5):
+            yield LogProb(-part.sum(1).double(), "exact")
+
+
+def test_a_scorer_judges_samples_and_real_text_alike():
+    judge = Judge(Letters(), 10, scorer=Fair())
+    x = torch.zeros(10, 6, dtype=torch.long)
+    x[:, :3] = 1
+    found = judge.samples(x)
+    assert found.keys() == judge.floors().keys() == {"ngrams", "sample_entropy", "generative_perplexity"}
+    assert found["generative_perplexity"] == pytest.approx(math.exp(3 / 6))
+    assert found["sample_entropy"] == pytest.approx(math.log(2))
+    real, _ = judge._rows("test", 10)
+    assert judge.floors()["generative_perplexity"] == pytest.approx(math.exp(real.double().mean()))
+    assert next(entry["name"] for entry in judge.about()) == "ngrams"
+    assert {entry["name"]: entry["lower"] for entry in judge.about()}["generative_perplexity"] is None
+
+
+def test_without_a_scorer_there_is_no_perplexity():
+    judge = Judge(Letters(), 10)
+    assert judge.floors().keys() == {"ngrams", "sample_entropy"}
+    assert {entry["name"] for entry in judge.about()} == {"ngrams", "sample_entropy"}
