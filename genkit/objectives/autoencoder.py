@@ -89,7 +89,8 @@ class Autoencoder(Objective):
         seen = self.tokens.split(batch.encoded)
         values = self.quantizer(self.latent(seen))
         error = self.spectrum(values) - seen
-        share = F.one_hot(self.quantizer.codes(values.detach()), self.codebook).float().mean((0, 1))
+        codes = self.quantizer.codes(values.detach())
+        share = codes.flatten().bincount(minlength=self.codebook) / codes.numel()
         return {
             "loss": error.abs().mean() + error.square().mean(),
             "perplexity": torch.exp(-torch.xlogy(share, share).sum()),
