@@ -221,9 +221,10 @@ def measured(
     **labels: Any,
 ) -> tuple[dict[str, Any], Tensor]:
     """The figures of samples made with `sampler` beside `labels` of the point, and the samples."""
-    sample_in_batches(run, options, sampler, y, count=min(4, judge.count))  # warm-up
+    prompts = judge.prompts
+    sample_in_batches(run, options, sampler, y, count=min(4, judge.count), prompts=prompts)  # warm-up
     start = time.perf_counter()
-    sample = sample_in_batches(run, options, sampler, y, count=judge.count)
+    sample = sample_in_batches(run, options, sampler, y, count=judge.count, prompts=prompts)
     seconds = time.perf_counter() - start
     cost = {"nfe": sample.nfe, **labels, "seconds": seconds, "tokens": sample.tokens}
     return cost | judge.samples(sample.x, y), sample.x
@@ -304,16 +305,31 @@ def noise(run: Run, options: EvaluationOptions, start: int) -> torch.Generator:
 
 
 def sample_in_batches(
-    run: Run, options: EvaluationOptions, sampler: Solver | Unmasker | None, y: Tensor | None, *, count: int
+    run: Run,
+    options: EvaluationOptions,
+    sampler: Solver | Unmasker | None,
+    y: Tensor | None,
+    *,
+    count: int,
+    prompts: Tensor | None = None,
 ) -> Sample:
-    """`count` samples on the CPU; each batch starts from noise that depends on the seed alone."""
+    """`count` samples on the CPU; each batch starts from noise that depends on the seed alone.
+
+    prompts: rows that are given in part, see `Judge.prompts`.
+    """
+    conditional = y is not None or prompts is not None
+
+    def given(part: Tensor) -> dict[str, Any]:
+        return {} if prompts is None else {"given": prompts[part]}
+
     parts = [
         run.objective.sample(
             len(part),
             None if y is None else y[part],
             sampler=sampler,
-            guidance=options.built_guidance() if y is not None else None,
+            guidance=options.built_guidance() if conditional else None,
             generator=noise(run, options, int(part[0])),
+            **given(part),
         )
         for part in torch.arange(count).split(options.batch_size)
     ]

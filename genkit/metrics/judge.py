@@ -29,6 +29,7 @@ class Scorer(Protocol):
 class Judge:
     """The metrics of one data set. Their reference rows are filled in once, however many models are judged.
 
+        judge.prompts                      rows that samples are to answer, of data with prompts
         judge.samples(x, y)                {metric: number} of samples x (count, *shape) of the classes y
         judge.floors()                     the same of real data: no model can be expected to do better
         judge.log_probs(parts)             {metric: {...}} of the log-probabilities of test rows
@@ -57,9 +58,19 @@ class Judge:
             and (scorer is not None or METRICS.get(name).reads != "scored")
         ]
 
+    @cached_property
+    def prompts(self) -> Tensor | None:
+        """Test rows (count, *shape) with -1 in the place of their answers; None for data without prompts."""
+        spec = self.dataset.spec
+        if spec.answer is None:
+            return None
+        rows, _ = self._rows("test", self.count)
+        fixed = torch.isin(rows, torch.tensor(spec.fixed))
+        return rows.masked_fill((rows == spec.answer).cumsum(1).bool() & ~fixed, -1)
+
     def samples(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
         found = {name: self._sampled(name, x) for name in self._reading("samples", "parts")}
-        found |= self._alone(x, y)
+        found |= self._alone(x, y) | self._answered(x)
         if y is not None:
             found |= {name: self._labelled(name, x, y) for name in self._reading("labels")}
         return found
@@ -71,7 +82,7 @@ class Judge:
         test, y = self._rows("test", self.count)
         found = {name: self._sampled(name, train) for name in self._reading("samples")}
         found |= {name: float(self._filled[name].compute()["test"]) for name in self._reading("parts")}
-        found |= self._alone(test, y)
+        found |= self._alone(test, y) | self._answered(test)
         if y is not None:
             found |= {name: self._labelled(name, test, y) for name in self._reading("labels")}
         return found
@@ -96,9 +107,8 @@ class Judge:
 
         The one that judges a comparison comes first.
         """
-        classes = {
-            name: METRICS.get(name) for name in self._reading("samples", "rows", "labels", "scored", "parts")
-        }
+        kinds = ("samples", "rows", "labels", "answers", "scored", "parts")
+        classes = {name: METRICS.get(name) for name in self._reading(*kinds)}
         return [
             {
                 "name": name,
@@ -136,6 +146,13 @@ class Judge:
         for metric in metrics.values():
             for part in [x] if metric.reads == "rows" else scores:
                 metric.update(part)
+        return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+    def _answered(self, x: Tensor) -> dict[str, float]:
+        """Metrics of rows x as answers to `prompts`."""
+        metrics = {name: METRICS.build(name, self.dataset.spec) for name in self._reading("answers")}
+        for metric in metrics.values():
+            metric.update(x, self._rows("test", self.count)[0], self.dataset)
         return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     def _labelled(self, name: str, x: Tensor, y: Tensor) -> float:

@@ -1,0 +1,98 @@
+"""Are the answers to prompts right? Of data with tasks, such as `trimodal`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from genkit.data.base import Dataset, Shown
+from genkit.errors import GenkitError
+from genkit.metrics.base import METRICS, DataMetric
+from genkit.metrics.extractor import BLOCK, load_extractor
+from genkit.types import DataSpec
+
+
+class Answers(DataMetric):
+    """The share of prompts whose answer has the right word: write `task`.
+
+    A text must be the word itself; in an image or a sound a pinned classifier must hear or see it (the extractor of
+    `digits` or of `spoken_digits`), so that its own mistakes count too: real rows show how many they are.
+
+    update(x, rows, data): samples x (N, *shape) that answer the prompts of the rows (N, *shape) of `data`, in any order
+    of tasks. Raises GenkitError for data without the task, and in `compute` where no row was of it.
+    """
+
+    reads = "answers"
+    needs = "such prompts and answers"
+    higher_is_better = True
+    task: ClassVar[str]
+
+    sums: Tensor
+
+    @classmethod
+    def applies(cls, spec: DataSpec) -> bool:
+        return bool(spec.class_names) and {m.name for m in spec.modalities}.issuperset(cls.task.split("-to-"))
+
+    def __init__(self, spec: DataSpec) -> None:
+        self.require(spec)
+        super().__init__()
+        self.spec = spec
+        self.add_state(
+            "sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum"
+        )  # answers, right ones
+
+    def update(self, x: Tensor, rows: Tensor, data: Dataset) -> None:
+        (shown, _), (_, words) = data.asked(x, self.task), data.asked(rows, self.task)
+        if words:
+            right = sum(map(str.__eq__, self.read(shown), words))
+            self.sums += torch.tensor([len(words), right], dtype=torch.float64)
+
+    def read(self, shown: Shown) -> list[str]:
+        """The word in each answer."""
+        if shown.texts is not None:
+            return shown.texts
+        name, x = ("digits", shown.images) if shown.images is not None else ("spoken_digits", shown.sounds)
+        assert x is not None
+        extractor = load_extractor(name)
+        classes = torch.cat([extractor.predict(block).argmax(1) for block in x.split(BLOCK)])
+        return [self.spec.class_names[i] for i in classes.tolist()]
+
+    def compute(self) -> Tensor:
+        answers, right = self.sums
+        if answers == 0:
+            raise GenkitError(f"no rows of the task '{self.task}': more samples are needed")
+        return right / answers
+
+
+@METRICS.register("image_to_text")
+class ImageToText(Answers):
+    """Share of images whose name is given, letter by letter."""
+
+    task = "image-to-text"
+    words = "share of images named"
+
+
+@METRICS.register("sound_to_text")
+class SoundToText(Answers):
+    """Share of sounds whose name is given, letter by letter."""
+
+    task = "sound-to-text"
+    words = "share of sounds named"
+
+
+@METRICS.register("text_to_image")
+class TextToImage(Answers):
+    """Share of names for which a classifier sees them in the image that is given."""
+
+    task = "text-to-image"
+    words = "share of images of the name asked for"
+
+
+@METRICS.register("text_to_sound")
+class TextToSound(Answers):
+    """Share of names for which a classifier hears them in the sound that is given."""
+
+    task = "text-to-sound"
+    words = "share of sounds of the name asked for"
