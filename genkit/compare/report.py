@@ -544,7 +544,7 @@ def shape(data: Json) -> str:
     levels = data.get("levels")
     if data.get("text"):
         symbols = {"bytes": "bytes", "subwords": "subwords"}.get(data["text"], "characters")
-        text = f"text in rows of {math.prod(data['shape'])} {symbols}, {levels:,} different"
+        text = f"text in rows of {math.prod(data['shape'])} {symbols}, {levels:,} different ones"
         text += f", of {number(data['characters'])} characters each" if symbols == "subwords" else ""
     elif data.get("rate"):
         seconds = number(math.prod(data["shape"]) / data["rate"])

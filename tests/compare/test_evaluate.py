@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -35,6 +36,38 @@ def flow(tmp_path_factory) -> Run:
     return train(recipe, tmp_path_factory.mktemp("runs") / "flow")
 
 
+def text_file(folder) -> str:
+    """The path of a text of 3,000 characters: random words in paragraphs."""
+    words = ("tea", "is", "hot", "and", "so", "the", "sea")
+    chosen = torch.randint(7, (750,), generator=torch.Generator().manual_seed(0)).tolist()
+    path = folder / "tea.txt"
+    path.write_text("".join(words[i] + (" " if k % 10 else "\n\n") for k, i in enumerate(chosen, 1)))
+    return str(path)
+
+
+def text_recipe(folder, objective, **options) -> Recipe:
+    data = {"name": "pydoc", "file": text_file(folder), "length": 12, "tokens": "characters"}
+    return Recipe.resolve(SMALL | {"data": data, "objective": {"name": objective, **options}})
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory) -> Run:
+    """An autoregressive model of text, trained for two steps."""
+    folder = tmp_path_factory.mktemp("text")
+    return train(text_recipe(folder, "autoregressive"), folder / "reader")
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory) -> Run:
+    """A masked model of the same text."""
+    folder = tmp_path_factory.mktemp("text")
+    return train(text_recipe(folder, "masked_diffusion"), folder / "writer")
+
+
+def of_text(**options) -> EvaluationOptions:
+    return EvaluationOptions(samples=8, steps=[2, 3], likelihood_rows=4, **options)
+
+
 @pytest.fixture
 def metrics():
     """Metrics of a test are gone after it."""
@@ -60,6 +93,12 @@ def metrics():
         ({"likelihood": {"name": "euler", "steps": 0}}, "evaluation: a solver takes at least 1 step"),
         ({"guidance": "classifier"}, "did you mean 'classifier_free'"),
         ({"guidance": {"name": "classifier_free", "scal": 2}}, "did you mean 'scale'"),
+        ({"unmasker": "confidense"}, "evaluation: .*did you mean 'confidence'"),
+        ({"unmaskers": ["ancestral", "confidense"]}, "evaluation: .*did you mean 'confidence'"),
+        ({"unmaskers": [{"name": "entropy", "bound": -1.0}]}, "evaluation: entropy: bound"),
+        ({"unmaskers": [{"name": "confidence", "steps": 4}]}, "steps are those of the evaluation"),
+        ({"unmaskers": ["margin", {"name": "entropy"}, "margin"]}, "unmaskers: margin is there twice"),
+        ({"unmaskers": [{"name": "entropy", "bound": 1.0}] * 2}, "entropy bound 1.0 is there twice"),
     ],
 )
 def test_wrong_options_are_refused_when_made(options, words):
@@ -135,6 +174,85 @@ def test_generators_are_on_the_device_of_the_model(flow, monkeypatch):
     assert asked == [(("evaluate", start), "meta") for start in (0, 8, 16)]
 
 
+# --- text -----------------------------------------------------------------------------------------------
+
+
+def test_text_has_bits_per_character_and_samples_to_read(writer):
+    result, shown = evaluate(writer, of_text(), of_text().judge(writer.dataset))
+    assert [(point["steps"], point["nfe"]) for point in result["points"]] == [(2, 2), (3, 3)]
+    assert result["points"][0].keys() >= {"ngrams", "sample_entropy"}
+    assert "generative_perplexity" not in result["points"][0]
+    assert result["bits_per_dim"]["unit"] == "bits/char"
+    assert result["bits_per_dim"]["kind"] == "estimate"
+    assert result["texts"].keys() == shown.keys() == {"steps_2", "steps_3"}
+    assert (
+        result["texts"]["steps_3"] == writer.show(shown["steps_3"]).texts[: len(result["texts"]["steps_3"])]
+    )
+    assert "unmasking" not in result
+    json.dumps(result)
+
+
+def test_likelihoods_count_the_symbols_that_are_modelled(tmp_path):
+    recipe = text_recipe(tmp_path, "masked_diffusion")
+    recipe.config["data"]["pack"] = True
+    run = train(recipe, tmp_path / "packed")
+    (found,) = evaluation.log_probs(run, EvaluationOptions(likelihood_rows=20))
+    assert found.count is not None
+    assert set(found.count.tolist()) == {11, 12}  # without and with a boundary
+
+
+def test_a_scorer_says_how_probable_samples_are(writer, reader):
+    options = of_text(scorer=str(reader.folder))
+    judge = options.judge(writer.dataset, options.scorer_of(writer))
+    result, shown = evaluate(writer, options, judge)
+    expected = torch.exp(-reader.log_prob(shown["steps_2"]).value.double().sum() / (8 * 12))
+    assert result["points"][0]["generative_perplexity"] == pytest.approx(expected.item(), rel=1e-4)
+    real, _ = judge._rows("test", 8)
+    expected = torch.exp(-reader.log_prob(real).value.double().sum() / (8 * 12))
+    assert judge.floors()["generative_perplexity"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_models_are_sampled_with_each_unmasker_that_they_take(writer, tmp_path):
+    entries = ["ancestral", {"name": "confidence", "noise": 1.0}, "left_to_right"]
+    entries += [{"name": "entropy", "bound": bound} for bound in (0.1, 100.0)]
+    options = of_text(unmaskers=entries)
+    result, _ = evaluate(writer, options, options.judge(writer.dataset))
+    found = result["unmasking"]
+    assert [*found] == ["ancestral", "confidence (noise 1.0)", "left_to_right", "entropy"]
+    assert found["ancestral"] == result["points"]  # the main one is not measured twice
+    assert [point["steps"] for point in found["confidence (noise 1.0)"]] == [2, 3]
+    assert [(point["steps"], point["nfe"]) for point in found["left_to_right"]] == [(None, 12)]
+    assert [point["setting"] for point in found["entropy"]] == ["bound 0.1", "bound 100.0"]
+    assert found["entropy"][0]["nfe"] > found["entropy"][1]["nfe"] == 1
+    json.dumps(result)
+
+    uniform = text_recipe(tmp_path, "discrete_flow_matching", source="uniform")
+    run = train(uniform, tmp_path / "uniform")
+    assert [*evaluate(run, options, options.judge(run.dataset))[0]["unmasking"]] == ["ancestral"]
+
+
+def test_flows_take_no_unmasker(flow):
+    options = EvaluationOptions(samples=8, steps=[1], likelihood_rows=4, unmaskers=["ancestral"])
+    assert "unmasking" not in evaluate(flow, options, options.judge(flow.dataset))[0]
+
+
+def test_scorers_that_cannot_score(writer, reader, flow, tmp_path):
+    def refused(scorer, run, words):
+        with pytest.raises(GenkitError, match=words):
+            evaluated(run, of_text(scorer=str(scorer.folder)))
+
+    refused(writer, writer, "needs an exact likelihood, .*it has one of kind 'estimate'")
+    refused(reader, flow, "nothing to do: '8gaussians' has no symbols")
+    recipe = text_recipe(tmp_path, "autoregressive")
+    recipe.config["data"]["tokens"] = "ascii"
+    refused(train(recipe, tmp_path / "ascii"), writer, "with another vocabulary than 'text:tea.txt'")
+    recipe = text_recipe(tmp_path, "autoregressive")
+    recipe.config["data"]["length"] = 10
+    refused(train(recipe, tmp_path / "short"), writer, "of another length than 'text:tea.txt'")
+    with pytest.raises(GenkitError, match="no such run folder"):
+        evaluated(writer, of_text(scorer=str(tmp_path / "none")))
+
+
 # --- what is kept ---------------------------------------------------------------------------------------
 
 
@@ -157,6 +275,21 @@ def test_an_evaluation_is_kept_for_the_same_options(flow, counted):
     assert len(counted) == 1
     evaluated(flow, EvaluationOptions(samples=20, steps=[1], likelihood_rows=10, likelihood="euler"))
     assert len(counted) == 2
+
+
+def test_an_evaluation_is_kept_for_the_same_scorer(writer, reader, counted, tmp_path):
+    """Its weights say which it is, not its name."""
+    copied = tmp_path / "copied"
+    shutil.copytree(reader.folder, copied)
+    for folder in (reader.folder, reader.folder, copied):
+        evaluated(writer, of_text(scorer=str(folder)))
+    assert len(counted) == 1
+    recipe = text_recipe(tmp_path, "autoregressive")
+    recipe.config["seed"] = 1
+    evaluated(writer, of_text(scorer=str(train(recipe, tmp_path / "other").folder)))
+    assert len(counted) == 2
+    evaluated(writer, of_text())
+    assert len(counted) == 3
 
 
 def test_a_new_metric_and_a_changed_one_are_measured(flow, metrics, counted):

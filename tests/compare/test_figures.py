@@ -160,6 +160,98 @@ def plane_report(seeds: int = 1) -> dict:
     return report
 
 
+def text_report(seeds: int = 1) -> dict:
+    """Three arms on text: one from left to right, one with several unmaskers; scored by the first."""
+    steps = [8, 32, 128]
+
+    def point(nfe: int, steps: int | None, seed: int, worse: float, setting: str = "") -> dict:
+        away = worse * (1 + 8 / nfe)
+        return {
+            "nfe": nfe,
+            "steps": steps,
+            "setting": setting,
+            "ngrams": min(0.5 * away * wobble(seed, 0.02), 1.0),
+            "sample_entropy": 2.8 / away,
+            "generative_perplexity": 6.0 * away,
+            "seconds": 0.02 * nfe,
+            "tokens": 128.0 * nfe,
+        }
+
+    def entry(name: str, objective: str, kind: str, points: dict[int, list[dict]], **extra) -> dict:
+        runs = []
+        for seed in range(seeds):
+            run = run_of("nf", seed, points[seed], own=60.0)
+            bits = {
+                "value": (2.3 if kind == "exact" else 2.5) * wobble(seed, 0.01),
+                "stderr": 0.02,
+                "kind": kind,
+            }
+            run |= {"folder": name, "curvature": None, "transport_cost": None, **extra}
+            run |= {"bits_per_dim": bits | {"unit": "bits/char"}}
+            texts = [f"{name} <i>& co\n", "two", "three", "four"]
+            held = {shown_as(p): texts for p in run["points"]}
+            runs.append(run | {"texts": held})
+        return {"objective": objective, "coupling": None, "teacher": None, "conditional": False, "runs": runs}
+
+    def at(worse: float) -> dict[int, list[dict]]:
+        return {seed: [point(n, n, seed, worse) for n in steps] for seed in range(seeds)}
+
+    alone = {seed: [point(128, None, seed, 1.02)] for seed in range(seeds)}
+    unmasking = {
+        "ancestral": at(1.1)[0],
+        "entropy": [point(n, None, 0, 1.05, f"bound {b}") for n, b in ((90, 0.2), (40, 1.0))],
+    }
+    report = image_report(seeds)
+    report |= {
+        "name": "text",
+        "floor": {"ngrams": 0.49, "sample_entropy": 2.81, "generative_perplexity": 5.9},
+        "metrics": [
+            {"name": "ngrams", "words": "n-gram divergence", "lower": True},
+            {"name": "generative_perplexity", "words": "generative perplexity", "lower": None},
+            {"name": "sample_entropy", "words": "sample entropy", "lower": None},
+        ],
+        "arms": {
+            "autoregressive": entry("autoregressive", "autoregressive", "exact", alone),
+            "masked": entry("masked", "masked_diffusion", "estimate", at(1.1), unmasking=unmasking),
+            "uniform": entry("uniform", "discrete_flow_matching", "estimate", at(1.3)),
+        },
+    }
+    report["data"] |= {"name": "pydoc", "shape": [128], "levels": 96, "classes": None, "class_names": []}
+    report["data"] |= {
+        "text": "ascii",
+        "characters": 1.0,
+        "rate": None,
+        "texts": ["The real\n  text.", "b", "c", "d"],
+    }
+    report["evaluation"] |= {
+        "steps": steps,
+        "solver": None,
+        "unmasker": "ancestral",
+        "scorer": "autoregressive",
+        "extractor": None,
+        "extractor_hash": None,
+    }
+    return report
+
+
+def sound_report() -> dict:
+    """Flows of sounds."""
+    report = plane_report()
+    report["name"] = "tones"
+    report["data"] |= {"name": "tones", "shape": [64], "rate": 4000, "classes": 2, "class_names": ["C", "D"]}
+    return report
+
+
+def save_sounds(report: dict, out) -> None:
+    """Three sounds of each arm at each number of steps, and of the test set."""
+    sounds = np.sin(np.arange(3 * 64).reshape(3, 64) / 3).astype(np.float32)
+    save_file({"test": sounds, "test.sounds": sounds}, out / "data.safetensors")
+    for arm in report["arms"].values():
+        held = {f"{shown_as(p)}.sounds": sounds * 0.5 for p in arm["runs"][0]["points"]}
+        (out / arm["runs"][0]["folder"]).mkdir(exist_ok=True)
+        save_file(held, out / arm["runs"][0]["folder"] / "samples.safetensors")
+
+
 def moons(count: int, generator: np.random.Generator) -> np.ndarray:
     angle, upper = generator.uniform(0, math.pi, count), generator.random(count) < 0.5
     x = np.where(upper, np.cos(angle), 1 - np.cos(angle))
@@ -242,6 +334,51 @@ def test_quality_leaves_out_what_a_logarithm_cannot_show():
     report["arms"]["fm-ot"]["runs"][0]["points"][-1]["sliced_wasserstein"] = -0.001
     ax = figures.quality(report).axes[0]
     assert all(min(line.get_ydata(), default=1) > 0 for line in ax.lines)
+
+
+def test_figures_that_hardly_differ_stand_on_a_linear_axis():
+    ax = figures.quality(text_report()).axes[0]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+
+
+def test_labels_of_evaluations_stand_apart():
+    """Powers of two come first."""
+    assert figures._apart([8, 9, 16, 31, 32, 90, 128]) == [8, 16, 32, 90, 128]
+
+
+def test_perplexity_never_stands_without_the_entropy_of_the_samples():
+    report = text_report(3)
+    left, right = figures.perplexity(report).axes
+    assert (left.get_title("left"), right.get_title("left")) == ("Generative perplexity", "Sample entropy")
+    for ax, key in ((left, "generative_perplexity"), (right, "sample_entropy")):
+        drawn = [list(line.get_ydata()) for line in ax.lines]
+        for arm in report["arms"].values():
+            assert [value.mean for value in by_nfe(arm, key).values()] in drawn
+        assert [report["floor"][key]] * 2 in drawn
+    for arm in report["arms"].values():
+        for run in arm["runs"]:
+            for point in run["points"]:
+                del point["sample_entropy"]
+    assert figures.perplexity(report) is None
+    assert figures.perplexity(image_report()) is None
+
+
+def test_unmaskers_have_a_panel_for_each_arm_that_has_several():
+    report = text_report()
+    figure = figures.unmasking(report)
+    (ax,) = figure.axes
+    assert ax.get_title("left") == "masked"
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["ancestral", "entropy", "floor: real data"]
+    places = [list(line.get_xdata()) for line in ax.lines]
+    assert [8, 32, 128] in places
+    assert [40, 90] in places
+    assert figures.unmasking(image_report()) is None
+
+
+def test_bits_of_text_are_per_character():
+    (ax,) = figures.bits_per_dim(text_report()).axes
+    assert ax.get_xlabel() == "bits/char of the discrete test data (lower is better)"
 
 
 def test_curves_have_a_panel_for_each_objective():

@@ -7,8 +7,20 @@ import math
 import numpy as np
 import pytest
 
-from genkit.compare.numbers import Stat, best, by_nfe, likelihood, main_measure, measures, spent, stat
-from tests.compare.test_figures import NFE, image_report, plane_report, wobble
+from genkit.compare.numbers import (
+    Stat,
+    best,
+    by_nfe,
+    by_unmasker,
+    likelihood,
+    main_measure,
+    measures,
+    one_shot,
+    spent,
+    stat,
+    unit,
+)
+from tests.compare.test_figures import NFE, image_report, plane_report, text_report, wobble
 
 
 def test_stat_is_mean_and_sample_deviation_of_finite_values():
@@ -85,6 +97,28 @@ def test_points_of_adaptive_solvers_are_one_over_seeds():
     points = [[{"nfe": 14, "steps": 1, "d": 4.0}], [{"nfe": 20, "steps": 1, "d": 6.0}]]
     values = by_nfe({"runs": [{"points": of_run} for of_run in points]}, "d")
     assert values == {17: Stat(5.0, math.sqrt(2), 2)}
+
+
+def test_points_of_equal_steps_and_other_settings_are_not_one():
+    points = [{"nfe": n, "steps": None, "setting": s, "d": d} for n, s, d in ((9, "a", 1.0), (5, "b", 2.0))]
+    assert by_nfe({"runs": [{"points": points}]}, "d") == {5: Stat(2.0, None, 1), 9: Stat(1.0, None, 1)}
+    assert not one_shot({"runs": [{"points": points}]})
+    assert one_shot({"runs": [{"points": points[:1]}]})
+
+
+def test_an_arm_by_its_unmaskers():
+    report = text_report()
+    found = by_unmasker(report["arms"]["masked"])
+    assert [*found] == ["ancestral", "entropy"]
+    assert [*by_nfe(found["entropy"], "ngrams")] == [40, 90]
+    assert by_unmasker(report["arms"]["uniform"]) == {}
+    del report["arms"]["masked"]["runs"][0]["unmasking"]["entropy"]
+    assert by_unmasker(report["arms"]["masked"]) == {}  # one alone compares nothing
+
+
+def test_likelihoods_say_what_they_are_counted_in():
+    assert unit(text_report()) == "bits/char"
+    assert unit(image_report()) == "bits/dim"
 
 
 def test_two_points_of_one_run_are_not_two_seeds():

@@ -7,8 +7,10 @@ import copy
 import io
 import json
 import math
+import wave
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -18,12 +20,22 @@ from genkit.compare.report import (
     headline,
     main_rows,
     markdown,
+    perplexity_rows,
     print_evaluation,
     print_table,
+    shape,
+    unmasker_rows,
     write_report,
 )
 from genkit.errors import GenkitError
-from tests.compare.test_figures import image_report, plane_report, save_samples
+from tests.compare.test_figures import (
+    image_report,
+    plane_report,
+    save_samples,
+    save_sounds,
+    sound_report,
+    text_report,
+)
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -33,6 +45,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
+        self.raw = text
         self.tags: list[tuple[str, dict]] = []
         self.words: list[str] = []
         self.open: list[str] = []
@@ -62,11 +75,20 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Report, folder and page of images (one seed) and of points on the plane (three): each is written once."""
+    """Report, folder and page of images, of points on the plane (three seeds), text and sound: each written once."""
     made = {}
-    for kind, report in (("image", image_report(1)), ("plane", plane_report(3))):
+    reports = {
+        "image": image_report(1),
+        "plane": plane_report(3),
+        "text": text_report(),
+        "sound": sound_report(),
+    }
+    for kind, report in reports.items():
         out = tmp_path_factory.mktemp(kind)
-        save_samples(report, out)
+        if kind == "sound":
+            save_sounds(report, out)
+        elif kind != "text":
+            save_samples(report, out)
         made[kind] = report, out, Page(write_report(report, out).read_text(encoding="utf-8"))
     return made
 
@@ -80,12 +102,21 @@ def unillustrated(monkeypatch):
 # --- files --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["image", "plane"])
+ALL = ["image", "plane", "text", "sound"]
+DRAWN = {
+    "image": {"samples"},
+    "plane": {"density", "trajectories"},
+    "text": {"perplexity", "unmasking"},
+    "sound": set(),
+}
+
+
+@pytest.mark.parametrize("which", ALL)
 def test_files_are_written_and_json_reads_back(written, which):
     report, out, _ = written[which]
     assert json.loads((out / "report.json").read_text()) == report
     assert (out / "table.md").read_text() == markdown(report)
-    kind = {"samples"} if which == "image" else {"density", "trajectories"}
+    kind = DRAWN[which]
     assert {p.name for p in (out / "figures").iterdir()} == {
         f"{name}.png" for name in kind | {"quality", "curves", "bits_per_dim"}
     }
@@ -229,7 +260,7 @@ def test_tables_are_whole_at_80_characters():
 # --- the page -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["image", "plane"])
+@pytest.mark.parametrize("which", ALL)
 def test_page_asks_for_nothing_and_runs_nothing(written, which):
     page = written[which][2]
     assert not page.all("script")
@@ -237,10 +268,10 @@ def test_page_asks_for_nothing_and_runs_nothing(written, which):
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href"):
             if name in attributes:
-                assert attributes[name].startswith("data:" if tag in ("img", "link") else "#")
+                assert attributes[name].startswith("data:" if tag in ("img", "link", "audio") else "#")
 
 
-@pytest.mark.parametrize("which", ["image", "plane"])
+@pytest.mark.parametrize("which", ALL)
 def test_pictures_are_inlined_with_words_for_them(written, which):
     _, out, page = written[which]
     pictures = page.all("img")
@@ -254,7 +285,7 @@ def test_pictures_are_inlined_with_words_for_them(written, which):
         assert len(picture["alt"]) > 20
 
 
-@pytest.mark.parametrize("which", ["image", "plane"])
+@pytest.mark.parametrize("which", ALL)
 def test_links_lead_somewhere(written, which):
     page = written[which][2]
     targets = {attributes.get("id") for _, attributes in page.tags}
@@ -285,6 +316,83 @@ def test_plane_has_densities_and_no_frechet(written):
     assert "densities of the same real-valued test data" in page.text
     assert "discrete" not in page.text
     assert "points in 2 dimensions" in page.text
+
+
+def test_text_is_shown_as_it_is_beside_real_text(written):
+    page = written["text"][2]
+    assert "bits/dim" not in page.text
+    assert "text in rows of 128 characters, 96 different ones" in page.text
+    assert "autoregressive <i>& co" in page.text
+    assert page.raw.count("<pre>\n") == 3 * (
+        1 + 1 + 3 + 3
+    )  # real text, one shot, three numbers of steps twice
+    assert "<pre>\nThe real\n  text.</pre>" in page.raw
+    assert page.text.index("The real") < page.text.index("masked <i>& co")
+
+
+def test_perplexity_is_shown_beside_entropy_only(written):
+    report, out, page = written["text"]
+    rows = perplexity_rows(report)
+    cells = [cell for row in [*rows.arms.values(), rows.real] for cell in row if cell.text != "–"]
+    assert len(cells) == 1 + 3 + 3 + 3
+    assert all(cell.note.startswith("entropy ") for cell in cells)
+    assert [str(cell) for cell in rows.real] == ["5.90 entropy 2.81"] * 3
+    for text in ("Generative perplexity, scored by autoregressive", "5.90", "entropy 2.81"):
+        assert text in page.text
+        assert text in (out / "table.md").read_text()
+    assert "ppl 13.2, entropy 1.27" in unmasker_rows(report)["masked"].arms["ancestral"][0].note
+    assert not [m for m in page.all("h3") if "Sample entropy" in m]
+    console = Console(file=io.StringIO(), width=80)
+    print_table(report, console=console)
+    assert "5.90 entropy 2.81" in console.file.getvalue()
+
+
+def test_a_headline_of_text_says_who_gives_it_the_highest_likelihood():
+    report = text_report()
+    assert headline(report).endswith(" Lowest bits/char: autoregressive at 2.30.")
+    report["arms"]["masked"]["runs"][0]["bits_per_dim"]["value"] = 2.38
+    assert headline(report).endswith(" Lowest bits/char: autoregressive or masked at 2.30.")
+
+
+def test_unmaskers_are_printed_for_one_run():
+    console = Console(file=io.StringIO(), width=100)
+    print_evaluation("masked", text_report()["arms"]["masked"]["runs"][0], console=console)
+    text = console.file.getvalue()
+    for words in ("Samples of masked by entropy", "bound 0.2", "bits/char 2.500 ± 0.020 (estimate)"):
+        assert words in text
+
+
+def test_sounds_have_players(written):
+    page = written["sound"][2]
+    players = page.all("audio")
+    assert len(players) == 3 * (1 + 1 + 3 * 3)  # real, one shot, first, middle and last of three arms
+    assert all("controls" in player for player in players)
+    policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
+    assert "media-src data:" in policy
+    content = base64.b64decode(players[-1]["src"].removeprefix("data:audio/wav;base64,"))
+    with wave.open(io.BytesIO(content)) as sound:
+        assert (sound.getframerate(), sound.getnframes()) == (4000, 64)
+        levels = np.frombuffer(sound.readframes(64), "<i2") / 2**15
+    assert np.abs(levels - 0.5 * np.sin(np.arange(128, 192) / 3)).max() < 1e-4
+    assert "sounds of 0.016 s at 4 kHz, 2 classes" in page.text
+    assert page.text.count("C D C") == len(players) / 3
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"shape": [64], "levels": 256, "text": "bytes"}, "text in rows of 64 bytes, 256 different ones"),
+        (
+            {"shape": [64], "levels": 5000, "text": "subwords", "characters": 3.14},
+            "text in rows of 64 subwords, 5,000 different ones, of 3.14 characters each",
+        ),
+        ({"shape": [5120], "levels": None, "rate": 8000}, "sounds of 0.640 s at 8 kHz"),
+        ({"shape": [256], "levels": 256, "rate": 4000}, "sounds of 0.064 s at 4 kHz, of 256 levels"),
+        ({"shape": [3, 32, 32], "levels": 256}, "32 × 32 images in 3 channels of 256 levels"),
+    ],
+)
+def test_data_in_words(data, words):
+    assert shape(data) == words
 
 
 def test_whatever_comes_from_outside_is_escaped(tmp_path):

@@ -7,10 +7,12 @@ import torch
 import yaml
 
 from genkit.compare import runner
+from genkit.compare.figures import tensors
+from genkit.compare.report import write_report
 from genkit.compare.runner import Comparison, compare
 from genkit.errors import GenkitError
-from genkit.recipe import Recipe, train
-from tests.compare.test_evaluate import DATA, SMALL
+from genkit.recipe import Recipe, load, train
+from tests.compare.test_evaluate import DATA, SMALL, text_file
 
 EVALUATION = {"samples": 20, "steps": [1], "likelihood_rows": 4, "likelihood": "euler"}
 NF = {"name": "normalizing_flow", "spans": 2}
@@ -84,6 +86,55 @@ def test_a_run_folder_that_cannot_teach_these_data(comparison, untrained, tmp_pa
         compare(comparison({"student": student}), tmp_path / "out")
 
 
+@pytest.fixture
+def of_text(comparison, tmp_path):
+    """A comparison on a text."""
+    data = {"name": "pydoc", "file": text_file(tmp_path), "length": 12, "tokens": "characters"}
+    evaluation = {"samples": 8, "steps": [2], "likelihood_rows": 4}
+
+    def make(arms: dict, **options) -> Comparison:
+        return comparison(arms, data=data, evaluation=evaluation | options)
+
+    return make
+
+
+def test_a_scorer_that_is_not_there(of_text, comparison):
+    with pytest.raises(
+        GenkitError, match="evaluation: scorer: no arm or run folder 'ar'; did you mean 'arm'"
+    ):
+        of_text({"arm": "autoregressive"}, scorer="ar")
+
+
+def test_a_scorer_that_cannot_score(of_text, comparison, untrained, tmp_path):
+    with pytest.raises(GenkitError, match="evaluation: the scorer 'md' needs an exact likelihood"):
+        compare(of_text({"ar": "autoregressive", "md": "masked_diffusion"}, scorer="md"), tmp_path / "out")
+    made = comparison({"nf": NF}, evaluation=EVALUATION | {"scorer": "nf"})
+    with pytest.raises(GenkitError, match="'8gaussians' has no symbols"):
+        compare(made, tmp_path / "out")
+
+
+def test_the_scorer_of_a_comparison_may_be_its_last_arm(of_text, tmp_path):
+    """One of them for all seeds; its floor is that of real text."""
+    made = of_text(
+        {"md": "masked_diffusion", "reader": "autoregressive"}, scorer="reader", unmaskers=["margin"]
+    )
+    report = compare(made, tmp_path / "out", seeds=2)
+    scorer = load(tmp_path / "out/reader")
+    for name in ("md", "reader-seed1"):
+        arm, seed = name.partition("-seed")[::2]
+        point = report["arms"][arm]["runs"][int(seed or 0)]["points"][0]
+        held = tensors(tmp_path / "out" / name / "samples.safetensors")
+        x = torch.from_numpy(held["samples" if arm == "reader" else "steps_2"])
+        expected = (-scorer.log_prob(x).value.double().sum() / (8 * 12)).exp()
+        assert point["generative_perplexity"] == pytest.approx(expected.item(), rel=1e-4)
+    assert report["floor"].keys() == {entry["name"] for entry in report["metrics"]}
+    assert report["evaluation"]["unmasker"] == "ancestral, left_to_right"
+    assert report["evaluation"]["solver"] is None
+    assert (report["data"]["text"], len(report["data"]["texts"])) == ("characters", 6)
+    assert report["arms"]["md"]["runs"][0]["unmasking"].keys() == {"margin"}
+    assert "margin" in (write_report(report, tmp_path / "out")).read_text()
+
+
 def test_arms_on_other_data(comparison, untrained, tmp_path):
     made = comparison({"a": "flow_matching", "b": "flow_matching"})
     made.arms["b"]["data"] = DATA | {"seed": 1}
@@ -134,3 +185,5 @@ def test_rows_of_classes_in_turn():
 def test_names_of_nested_options_are_found():
     options = {"solver": {"name": "euler", "grid": {"name": "mine"}}, "guidance": 1.0}
     assert runner.names_in(options) == {"euler", "mine"}
+    options = {"unmaskers": ["margin", {"name": "blockwise", "within": {"name": "mine"}}], "steps": [1, 2]}
+    assert runner.names_in(options) == {"margin", "blockwise", "mine"}
