@@ -71,9 +71,12 @@ class TCSM(MaskedDiffusion):
     teacher: a run folder or an arm. Alone, an `autoregressive` run that is distilled; with `reward` or
         `density_ratio` a masked-diffusion run of the same `model`.
     ratios: of the teacher, `exact` likelihoods at some places, or `first_order`, all places from one pass through the
-        teacher and back.
+        teacher and back. That is cheap and can be far off, since a symbol for another is no small step: of a small
+        model of text, what it says of later symbols hardly correlated with the truth (0.07), and the teacher's forward
+        conditional alone was nearer to the exact one.
     candidates: exact ratios are of the so many symbols that the teacher's forward conditional holds most probable,
-        the true one always among them; null for all. positions: masked places of a row that they are taken at.
+        the true one always among them (which leans to it where the others leave out much); null for all.
+        positions: masked places of a row that they are taken at.
     reward: a name with options (see `genkit list rewards`) or, from Python, `Reward.of(function)`. The model starts
         from the teacher, p_pre. beta: temperature; lower is greedier. pool: samples of p_pre, drawn once before
         training by `unmasker` ({name: ancestral, steps: null} is exact); layouts, prompts and classes are the data's.
