@@ -15,7 +15,7 @@ from genkit.errors import GenkitError
 from genkit.objectives import OBJECTIVES, Objective
 from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.training.fit import Fitted
-from tests.objectives.models import IMAGES, build, model_options, split
+from tests.objectives.models import IMAGES, build, data_of, model_of, model_options, split
 
 CPU = TrainerOptions("cpu")
 
@@ -34,7 +34,7 @@ def train(
 ) -> tuple[Objective, Fitted, list[int]]:
     """Twelve steps with dropout, so that torch's own generator has a say; `before` is called at each batch."""
     objective = build(
-        name, IMAGES, scale=None, model=model_options(depth=2, dropout=0.1), **SPANS[name]
+        name, data_of(name)[0], scale=None, model=model_of(name, depth=2, dropout=0.1), **SPANS[name]
     ).train()
     loss, batches = objective.loss, []
 
@@ -47,7 +47,7 @@ def train(
     objective.loss = watched  # type: ignore[method-assign]
     fitted = fit(
         objective,
-        split(IMAGES),
+        split(objective.spec),
         TrainingOptions(
             **{"steps": 12, "batch_size": 16, "warmup": 2, "checkpoint_every": 4, "log_every": 3, **options}
         ),

@@ -22,7 +22,7 @@ from genkit.objectives import OBJECTIVES, Objective
 from genkit.training import GenerativeModule, TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import CsvLog
 from genkit.types import Batch
-from tests.objectives.models import IMAGES, build, model_options, split
+from tests.objectives.models import IMAGES, build, data_of, model_of, model_options, split
 
 CPU = TrainerOptions("cpu")
 
@@ -30,13 +30,19 @@ CPU = TrainerOptions("cpu")
 def small(name: str = "flow_matching", **options: Any) -> Objective:
     if name == "normalizing_flow":
         options |= {"spans": 2}
-    return build(name, IMAGES, scale=None, model=model_options(depth=2), **options).train()
+    return build(name, data_of(name)[0], scale=None, model=model_of(name, depth=2), **options).train()
 
 
 def train(objective: Objective, folder: Path, **options: Any) -> Any:
     given = {"steps": 6, "batch_size": 16, "warmup": 2, "checkpoint_every": 3, "log_every": 1, **options}
     return fit(
-        objective, split(IMAGES), TrainingOptions(**given), folder, trainer=CPU, tensorboard=False, seed=1
+        objective,
+        split(objective.spec),
+        TrainingOptions(**given),
+        folder,
+        trainer=CPU,
+        tensorboard=False,
+        seed=1,
     )
 
 
@@ -166,7 +172,9 @@ def test_bfloat16_trains_float32_weights(name: str, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("name", OBJECTIVES.names())
 def test_the_loss_falls(name: str, tmp_path: Path) -> None:
     """On a batch that does not change: one split of 16 equal rows of black images."""
-    rows = TensorSplit(torch.zeros(16, 1, 4, 4, dtype=torch.uint8), torch.zeros(16, dtype=torch.long))
+    spec = data_of(name)[0]
+    x, _ = split(spec).take(torch.zeros(16, dtype=torch.long))  # one row, sixteen times
+    rows = TensorSplit(x, torch.zeros(16, dtype=torch.long) if spec.classes else None)
     options = TrainingOptions(steps=60, batch_size=16, warmup=5, lr=1e-2, log_every=1)
     fit(small(name), rows, options, tmp_path, trainer=CPU, tensorboard=False)
     with (tmp_path / "metrics.csv").open() as file:
