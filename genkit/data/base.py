@@ -162,10 +162,10 @@ class Dataset(abc.ABC):
         """
         raise GenkitError(f"'{self.spec.name}' takes no prompt: its samples are chosen by class")
 
-    def asked(self, x: Tensor, task: str) -> tuple[Shown, list[str]]:
-        """Of the rows of a task among x (N, *shape): their answers, and their words.
+    def pairs(self, x: Tensor, task: str) -> tuple[Shown, list[str]]:
+        """Of the rows of a task among x (N, *shape): what is shown or heard, and the text that goes with it.
 
-        Of a pair the words are its text, prompt or answer. Raises GenkitError for data without tasks.
+        Either may be the prompt, and the other the answer. Raises GenkitError for data without tasks.
         """
         raise GenkitError(f"'{self.spec.name}' has no tasks")
 

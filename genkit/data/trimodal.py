@@ -209,20 +209,32 @@ class Trimodal(Dataset):
                 raise GenkitError(f"a row of 'trimodal' begins with a task, not with symbol {int(row[0])}")
             task = tasks[int(row[0])]
             found[sides(task)[1]] += self.contents(row[None], task, sides(task)[1])
-        shown = Shown(texts=[self.read(symbols) for symbols in found["text"]] or None)
-        if found["image"]:
-            shown.images, shown.levels = torch.stack(found["image"]).view(-1, *SHAPE), LEVELS
-        if found["sound"] and self.codec is not None:
-            shown.sounds = torch.cat(
-                [self.codec.decode(b).cpu() for b in torch.stack(found["sound"]).split(BLOCK)]
-            )
-        return shown
+        return Shown(
+            images=torch.stack(found["image"]).view(-1, *SHAPE) if found["image"] else None,
+            levels=LEVELS,
+            texts=[self.read(symbols) for symbols in found["text"]] or None,
+            sounds=self.hear(torch.stack(found["sound"])) if found["sound"] else None,
+        )
 
-    def asked(self, x: Tensor, task: str) -> tuple[Shown, list[str]]:
+    def pairs(self, x: Tensor, task: str) -> tuple[Shown, list[str]]:
+        """Images or sounds with their names; of the task text its texts, twice."""
         if task not in self.tasks:
             raise choose(task, self.tasks, "task")
         rows = x[x[:, 0] == self.symbol(task)].cpu()
-        return self.show(rows), [self.read(symbols) for symbols in self.contents(rows, task, "text")]
+        texts = [self.read(symbols) for symbols in self.contents(rows, task, "text")]
+        kind = next((kind for kind in sides(task) if kind in ("image", "sound")), "text")
+        if kind == "text":
+            return Shown(texts=texts), texts
+        contents = self.contents(rows, task, kind)
+        if kind == "image":
+            return Shown(images=contents.view(-1, *SHAPE), levels=LEVELS), texts
+        return Shown(sounds=self.hear(contents)), texts
+
+    def hear(self, codes: Tensor) -> Tensor:
+        """Codes (N, frames) -> sounds (N, T)."""
+        assert self.codec is not None
+        found = [self.codec.decode(block).cpu() for block in codes.split(BLOCK) if len(block)]
+        return torch.cat([torch.zeros(0, *self.codec.spec.shape), *found])
 
     def read(self, symbols: Tensor) -> str:
         """Contents (n,) as text, without the blanks behind it."""

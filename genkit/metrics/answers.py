@@ -44,15 +44,14 @@ class Answers(DataMetric):
         )  # answers, right ones
 
     def update(self, x: Tensor, rows: Tensor, data: Dataset) -> None:
-        (shown, _), (_, words) = data.asked(x, self.task), data.asked(rows, self.task)
+        (shown, said), (_, words) = data.pairs(x, self.task), data.pairs(rows, self.task)
         if words:
-            right = sum(map(str.__eq__, self.read(shown), words))
+            found = said if self.task.endswith("-to-text") else self.classified(shown)
+            right = sum(map(str.__eq__, found, words))
             self.sums += torch.tensor([len(words), right], dtype=torch.float64)
 
-    def read(self, shown: Shown) -> list[str]:
-        """The word in each answer."""
-        if shown.texts is not None:
-            return shown.texts
+    def classified(self, shown: Shown) -> list[str]:
+        """The word that a classifier finds in each image or sound."""
         name, x = ("digits", shown.images) if shown.images is not None else ("spoken_digits", shown.sounds)
         assert x is not None
         extractor = load_extractor(name)

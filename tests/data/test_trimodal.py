@@ -107,7 +107,7 @@ def test_rows_hold_the_images_sounds_and_names_of_their_sources(data):
         x, y = source.take(torch.arange(len(source)))
         words = [names[i] for i in y.tolist()]
         there, asked_for = of_task(data, "test", f"text-to-{kind}"), of_task(data, "test", f"{kind}-to-text")
-        shown, read = data.asked(there, f"text-to-{kind}")
+        shown, read = data.pairs(there, f"text-to-{kind}")
         assert read == words
         if kind == "image":
             assert torch.equal(shown.images, x)
@@ -115,8 +115,7 @@ def test_rows_hold_the_images_sounds_and_names_of_their_sources(data):
         else:
             assert torch.equal(shown.sounds, data.codec.decode(data.codec.encode(x)))
             assert (shown.images, shown.texts) == (None, None)
-        shown, read = data.asked(asked_for, f"{kind}-to-text")
-        assert shown.texts == read == words
+        assert data.show(asked_for).texts == data.pairs(asked_for, f"{kind}-to-text")[1] == words
         assert torch.equal(data.contents(asked_for, f"{kind}-to-text", kind), data.encode(kind, x))
 
 
@@ -192,6 +191,7 @@ def test_the_hash_is_of_sources_mix_and_codec(data, silent):
     ]
     assert len({data.hash, *(other.hash for other in others)}) == 5
     assert data.hash == DATASETS.build("trimodal", codec=codec(), sounds=TONES).hash
+    assert data.pairs(everything(data, "test")[:0], "text-to-sound")[0].sounds.shape == (0, 256)
     reordered = {"text": 1.0, "sound": 1.0, "image": 1.0}
     assert data.hash == DATASETS.build("trimodal", codec=codec(), sounds=TONES, mix=reordered).hash
 
@@ -226,7 +226,7 @@ def test_a_prompt_is_a_test_row_without_its_answer(data, task):
     asked, answered = sides(task)
     for i in (0, 5):
         row = of_task(data, "test", task)[i]
-        prompt = data.asked(row[None], task)[1][0] if asked == "text" else f"test:{i}"
+        prompt = data.pairs(row[None], task)[1][0] if asked == "text" else f"test:{i}"
         given = data.given(prompt, task)
         free = given < 0
         assert free.sum() == {"image": 64, "sound": FRAMES, "text": 5}[answered]
