@@ -171,9 +171,8 @@ def run_train(arguments: argparse.Namespace) -> None:
             recipe, folder, report=lambda step, steps, loss: listener.training(folder.name, step, steps, loss)
         )
     environment = run.environment
-    print(
-        f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s; try: genkit sample {folder}"
-    )
+    hint = f"; try: genkit sample {folder}" if run.objective.generates else ""
+    print(f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s{hint}")
 
 
 def run_sample(arguments: argparse.Namespace) -> None:

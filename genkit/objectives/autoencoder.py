@@ -45,6 +45,8 @@ class Autoencoder(Objective):
     Raises GenkitError for data that are no real-valued sound, and for fewer than two layers.
     """
 
+    generates = False
+
     def __init__(
         self,
         spec: DataSpec,

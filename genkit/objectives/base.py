@@ -22,8 +22,10 @@ class Objective(nn.Module, abc.ABC):
     spec: of the data. model: of the backbone. The other arguments of a class are its options in a recipe.
     samplers: the registry of what samples are made with (solvers, unmaskers); None where there is no choice.
     default_sampler: what they are made with when nothing is said.
+    generates: whether it makes samples; a codec does not.
     """
 
+    generates: ClassVar[bool] = True
     samplers: ClassVar[Registry[Any] | None] = None
     default_sampler: ClassVar[str] = ""
     view: View
