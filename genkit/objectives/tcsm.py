@@ -10,15 +10,15 @@ a factor of the noise that is known, so that a model of x1 given x_t can be fitt
 
 gen_kl is the generalized KL divergence of the concrete scores, sum_v a log(a/b) - a + b with a = p(v)/p(x),
 b = q(v)/q(x), x drawn from p, over V and up to a constant. What it adds to forward_kl is the Itakura-Saito divergence
-sum_v [p/q - log(p/q) - 1] / V, so both are least at q = p and nowhere else. Where V q < 1e-4 the addition stays
-constant: it grows without bound for symbols that never come, and the least point is the same.
+sum_v [p/q - log(p/q) - 1] / V, so both are least at q = p and nowhere else. Where V q < 1e-4 the addition is held
+constant, since it falls without end for symbols that never come; the least point stays where it is.
 
-    from       target
-    data       the symbol itself: with forward_kl this is `masked_diffusion`
-    teacher    p_T(x_i = . | x_-i) of an `autoregressive` run, from likelihoods of one-symbol substitutions
-    reward     p_pre(x) exp(R(x) / beta) / Z, by samples of p_pre with self-normalized weights
-    density    q = p_ref r / Z, with r fitted to tell data from p_ref
-    ratio
+    from             target
+    data             the symbol itself: with forward_kl this is `masked_diffusion`
+    teacher          p_T(x_i = . | x_-i) of an `autoregressive` run, from likelihoods of one-symbol substitutions in
+                     rows of data; q is led to its mean over the data that agree with x_t
+    reward           p_pre(x) exp(R(x) / beta) / Z, by samples of p_pre with self-normalized weights
+    density_ratio    the data again, by q = p_ref r / Z with r fitted to tell the data from p_ref
 
 Zhang et al., Target Concrete Score Matching, https://arxiv.org/abs/2504.16431. The formulas above are derived here
 and tested; the paper's text was not at hand.
