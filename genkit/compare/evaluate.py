@@ -32,6 +32,7 @@ from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
 
 SHOWN_ROWS, SHOWN_POINTS, SHOWN_PATHS, SHOWN_TEXTS, SHOWN_SOUNDS = 40, 2000, 500, 6, 10
+SHOWN_PAIRS, PAIRS_FROM = 8, 120  # of each task, among the first so many rows of all
 Progress = Callable[[str], None]
 
 
@@ -256,11 +257,26 @@ def unmasking(
 
 def showing(run: Run, x: Tensor, name: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """What a report shows of rows x: tensors NAME (rows) and NAME.sounds, and texts NAME."""
+    if run.dataset.tasks:
+        return showing_pairs(run, x, name)
     small = len(run.spec.shape) == 1 and run.spec.dims <= 3
     tensors, shown = {name: x[: SHOWN_POINTS if small else SHOWN_ROWS]}, run.show(x[:SHOWN_ROWS])
     if shown.sounds is not None:
         tensors[f"{name}.sounds"] = shown.sounds[:SHOWN_SOUNDS].float()
     return tensors, {} if shown.texts is None else {name: shown.texts[:SHOWN_TEXTS]}
+
+
+def showing_pairs(run: Run, x: Tensor, name: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """The same of rows of several tasks: also NAME.TASK.images in [0, 1] and NAME.TASK.sounds, and texts NAME.TASK."""
+    tensors, texts = {name: x[:SHOWN_ROWS]}, {}
+    for task in run.dataset.tasks:
+        shown, words = run.dataset.pairs(x[:PAIRS_FROM], task)
+        if shown.images is not None:
+            tensors[f"{name}.{task}.images"] = shown.images[:SHOWN_PAIRS].float() / (shown.levels - 1)
+        if shown.sounds is not None:
+            tensors[f"{name}.{task}.sounds"] = shown.sounds[:SHOWN_PAIRS].float()
+        texts[f"{name}.{task}"] = words[:SHOWN_PAIRS]
+    return tensors, texts
 
 
 def samplers(run: Run, options: EvaluationOptions) -> Sequence[tuple[int | None, Solver | Unmasker | None]]:

@@ -9,7 +9,6 @@ from a recipe or a data set is escaped.
 from __future__ import annotations
 
 import base64
-import io
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,13 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import genkit
+from genkit.compare.answers import Answered, answered, wav
 from genkit.compare.evaluate import shown_as
 from genkit.compare.figures import looks, save_figures, steps_label, tensors, unmasker_looks
 from genkit.compare.numbers import (
@@ -64,7 +63,8 @@ def write_report(report: Json, out: str | Path) -> Path:
     write_json(out / "report.json", finite(report))
     write_text(out / "table.md", markdown(report))
     page = out / "report.html"
-    write_text(page, html(report, save_figures(report, out), texts(report), sounds(report, out)))
+    figures = save_figures(report, out)
+    write_text(page, html(report, figures, texts(report), sounds(report, out), answered(report, out)))
     return page
 
 
@@ -466,17 +466,12 @@ def spread(points: list[Any]) -> list[Any]:
     return [points[i] for i in places] if points else []
 
 
-def wav(x: Any, rate: int) -> str:
-    """A sound (T,) as a WAV file in Base64."""
-    from genkit.data.audio import write_wav
-
-    buffer = io.BytesIO()
-    write_wav(buffer, torch.as_tensor(x), rate)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def html(
-    report: Json, figures: Mapping[str, Path], texts: Sequence[Block] = (), sounds: Sequence[Block] = ()
+    report: Json,
+    figures: Mapping[str, Path],
+    texts: Sequence[Block] = (),
+    sounds: Sequence[Block] = (),
+    answers: Sequence[Answered] = (),
 ) -> str:
     """The page; `figures` are PNG files by name."""
     environment = Environment(
@@ -513,6 +508,7 @@ def html(
         unmasking=unmasker_rows(report),
         texts=texts,
         sounds=sounds,
+        answers=answers,
         classes=class_words(report),
         unit=unit(report),
         likelihood=likelihood_rows(report),
@@ -546,6 +542,8 @@ def shape(data: Json) -> str:
         symbols = {"bytes": "bytes", "subwords": "subwords"}.get(data["text"], "characters")
         text = f"text in rows of {math.prod(data['shape'])} {symbols}, {levels:,} different ones"
         text += f", of {number(data['characters'])} characters each" if symbols == "subwords" else ""
+    elif data.get("tasks"):
+        text = f"rows of {math.prod(data['shape'])} symbols, {levels:,} different ones, of {len(data['tasks'])} tasks"
     elif data.get("rate"):
         seconds = number(math.prod(data["shape"]) / data["rate"])
         text = (

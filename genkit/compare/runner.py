@@ -247,6 +247,7 @@ def compare(
             "text": spec.tokenizer.partition(":")[0],
             "characters": spec.characters,
             "rate": spec.rate,
+            "tasks": list(dataset.tasks),
             "train": len(dataset.split("train")),
             "test": len(dataset.split("test")),
             "texts": save_data(first, out, options),

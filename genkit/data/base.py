@@ -137,6 +137,11 @@ class Dataset(abc.ABC):
     def load(self, name: Literal["train", "test"]) -> Split:
         """Reads or generates one part. Called once for each part."""
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What rows ask, where there are several such things: the tasks that `given` and `pairs` know."""
+        return ()
+
     @cached_property
     def train(self) -> Split:
         return self.load("train")
