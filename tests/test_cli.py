@@ -32,7 +32,7 @@ QUICK = [*TINY, "training.checkpoint_every=6", "evaluation.samples=40", "evaluat
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> Path:
-    """A comparison of the demo's four arms, trained for a few steps through the command line."""
+    """A comparison of the demo's five arms, trained for a few steps through the command line."""
     out = tmp_path_factory.mktemp("compare") / "digits"
     assert main(["compare", str(ROOT / "recipes/compare/digits.yaml"), *QUICK, "--out", str(out)]) == 0
     return out
@@ -71,9 +71,9 @@ def refused(capsys, argv: list[str], *words: str) -> str:
 # --- the main job ---------------------------------------------------------------------------------------
 
 
-def test_four_arms_and_a_report(compared):
+def test_five_arms_and_a_report(compared):
     report = json.loads((compared / "report.json").read_text())
-    assert list(report["arms"]) == ["nf", "fm-independent", "fm-ot", "fm-distilled"]
+    assert list(report["arms"]) == ["nf", "fm-independent", "fm-ot", "fm-distilled", "masked"]
     for arm, content in report["arms"].items():
         (run,) = content["runs"]
         assert [point["nfe"] for point in run["points"]] == ([64] if arm == "nf" else [1, 2])
