@@ -22,14 +22,18 @@ def test_there_are_recipes():
 def test_recipe_loads_and_can_be_built(name):
     """All names, options and types are right, and models fit their data; no weights are made.
 
-    A paper's full configuration needs data that is not here, so that it is only read.
+    A paper's full configuration needs data that is not here, so that it is only read. Nor is a codec, a run of its
+    own: data that name one are built without it.
     """
     path = ROOT / name
+    data = read_yaml(path).get("data")
+    coded = isinstance(data, dict) and "codec" in data
+    overrides = ["data.codec=null", "data.mix=null"] if coded else []
     if "arms" in read_yaml(path):
-        comparison = Comparison.load(path)
+        comparison = Comparison.load(path, overrides)
         comparison.check()
         return
-    recipe = Recipe.load(path)
+    recipe = Recipe.load(path, overrides)
     if path.stem != "full":
         recipe.check(recipe.dataset().spec)
 
