@@ -258,8 +258,12 @@ class Diffused(Discrete):
         return (self.surprise(x, x_t, alpha, y) * noisy).sum(1) / (1 - alpha).clamp(min=TINY)
 
     def per_symbol(self, nats: Tensor, x: Tensor) -> Tensor:
-        """The mean over modelled symbols of nats (B,) summed over rows of x (B, N): a scalar."""
-        return nats.sum() / (~self.given(x)).sum().clamp(min=1)
+        """The mean over modelled symbols of nats (B,) summed over rows of x (B, N): a scalar.
+
+        Where rows answer prompts it is taken in each row first: a short answer counts as much as a long one.
+        """
+        count = (~self.given(x)).sum(1).clamp(min=1)
+        return nats.sum() / count.sum() if self.spec.answer is None else (nats / count).mean()
 
     @torch.no_grad()
     def log_prob(
