@@ -178,7 +178,8 @@ class RunScorer:
 def evaluate(
     run: Run, options: EvaluationOptions, judge: Judge, *, progress: Progress = lambda message: None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """All figures of one run as plain data, and samples to show by name (see `showing`)."""
+    """All figures of one run as plain data, those of real data among them, and samples to show by name (see
+    `showing`)."""
     spec = run.spec
     y = classes_in_turn(judge.count, run.objective.classes)
     points: list[dict[str, Any]] = []
@@ -191,7 +192,7 @@ def evaluate(
         held, words = showing(run, x, shown_as(point))
         shown |= held
         texts |= words
-    result: dict[str, Any] = {"points": points, "bits_per_dim": None, "texts": texts}
+    result: dict[str, Any] = {"points": points, "floor": judge.floors(), "bits_per_dim": None, "texts": texts}
     if options.unmaskers and run.objective.samplers is UNMASKERS:
         result["unmasking"] = unmasking(run, options, judge, y, points, progress)
     if run.objective.likelihood is not None:

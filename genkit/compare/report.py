@@ -368,9 +368,10 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
 def print_evaluation(name: str, result: Json, *, console: Console | None = None) -> None:
     """Prints the evaluation of one run: a column for each number of network evaluations, and what else it has."""
     console = console or Console()
-    print_points(console, f"Samples of {name}", result["points"])
+    floor = result.get("floor") or {}
+    print_points(console, f"Samples of {name}", result["points"], floor)
     for unmasker, points in (result.get("unmasking") or {}).items():
-        print_points(console, f"Samples of {name} by {unmasker}", points)
+        print_points(console, f"Samples of {name} by {unmasker}", points, floor)
     cell, kind = bits({"runs": [result]})
     if kind:
         console.print(Text(f"{unit({'arms': {name: {'runs': [result]}}})} {cell} ({kind})"))
@@ -379,16 +380,18 @@ def print_evaluation(name: str, result: Json, *, console: Console | None = None)
             console.print(Text(f"{key.replace('_', ' ')} {number(result[key])}"))
 
 
-def print_points(console: Console, title: str, points: Sequence[Json]) -> None:
-    """A table with a column for each point and a row for each of its figures."""
+def print_points(console: Console, title: str, points: Sequence[Json], floor: Json) -> None:
+    """A table with a column for each point, and one for real data, and a row for each of their figures."""
     rows: dict[str, list[Cell]] = {}
     for key in dict.fromkeys(key for point in points for key in point if key != "nfe"):
         write = tokens if key == "tokens" else str if key in ("steps", "setting") else number
         values = [point.get(key) for point in points]
         if any(value not in (None, "") for value in values):
             cells = [Cell("–" if value is None else write(value)) for value in values]
-            rows[key.replace("_", " ")] = cells
-    print_columns(console, title, "network evaluations", [str(point["nfe"]) for point in points], rows)
+            real = [Cell(number(floor[key]) if key in floor else "–")] if floor else []
+            rows[key.replace("_", " ")] = cells + real
+    heads = [*(str(point["nfe"]) for point in points), *(["real data"] if floor else [])]
+    print_columns(console, title, "network evaluations", heads, rows)
 
 
 def print_columns(

@@ -231,6 +231,7 @@ def compare(
             "conditional": run.objective.classes is not None,
         }
         figures = evaluated(run, options, listener, judge=judge)
+        figures.pop("floor", None)  # the same for all arms
         spent = cost(run, teachers[arm, seed])
         arms[arm]["runs"].append({"seed": seed, **spent, "curve": curve(run), **figures})
 

@@ -77,7 +77,11 @@ class Judge:
 
     def floors(self) -> dict[str, float]:
         """Training rows in the place of samples; test rows for metrics that compare with the training rows, or with
-        nothing."""
+        nothing. They are taken once."""
+        return dict(self._floors)
+
+    @cached_property
+    def _floors(self) -> dict[str, float]:
         train, _ = self._rows("train", self.count)
         test, y = self._rows("test", self.count)
         found = {name: self._sampled(name, train) for name in self._reading("samples")}

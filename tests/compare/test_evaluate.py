@@ -210,6 +210,7 @@ def test_a_scorer_says_how_probable_samples_are(writer, reader):
     real, _ = judge._rows("test", 8)
     expected = torch.exp(-reader.log_prob(real).value.double().sum() / (8 * 12))
     assert judge.floors()["generative_perplexity"] == pytest.approx(expected.item(), rel=1e-4)
+    assert result["floor"] == judge.floors()
 
 
 def test_models_are_sampled_with_each_unmasker_that_they_take(writer, tmp_path):

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+import re
 import wave
 from html.parser import HTMLParser
 
@@ -356,10 +357,14 @@ def test_a_headline_of_text_says_who_gives_it_the_highest_likelihood():
 
 def test_unmaskers_are_printed_for_one_run():
     console = Console(file=io.StringIO(), width=100)
-    print_evaluation("masked", text_report()["arms"]["masked"]["runs"][0], console=console)
+    report = text_report()
+    result = report["arms"]["masked"]["runs"][0] | {"floor": report["floor"]}
+    print_evaluation("masked", result, console=console)
     text = console.file.getvalue()
     for words in ("Samples of masked by entropy", "bound 0.2", "bits/char 2.500 ± 0.020 (estimate)"):
         assert words in text
+    assert text.count("real data") == 3
+    assert len(re.findall(r"generative perplexity.* 5\.90 *\n", text)) == 3
 
 
 def test_sounds_have_players(written):
