@@ -1,4 +1,4 @@
-"""Distributions of which all is known: flows in closed form, and tables. Samplers and likelihoods are held against them."""
+"""Distributions of which all is known: flows in closed form, and tables. What samplers and bounds are held against."""
 
 from __future__ import annotations
 

@@ -114,7 +114,8 @@ class DiscreteFlowMatching(Diffused):
         q = torch.where(same, q1, other)
         m = alpha[..., None] * self.logits(x_t, alpha[:, 0], y).softmax(-1) + other[..., None]
         log_m = m.log().masked_fill(~self.modelled, 0.0)
-        log_right, log_own = (log_m.gather(-1, symbols[..., None])[..., 0] for symbols in (x, x_t))
+        seen = x_t.clamp(max=self.vocabulary - 1)  # a mask stands for a hidden prompt, which is not counted
+        log_right, log_own = (log_m.gather(-1, symbols[..., None])[..., 0] for symbols in (x, seen))
         log_q = torch.where(same, 0.0, q1 * q1.log()) + (size - 2 + same.to(q.dtype)) * other * other.log()
         cross = other * (log_m.sum(-1) - log_own) + torch.where(same, 0.0, alpha * log_right)
         gap = (-log_own).exp() - 1 / q + (log_q - cross + (1 - q) * (log_own - q.log())) / q
