@@ -69,11 +69,27 @@ def test_a_stem_takes_tokens_at_chosen_positions() -> None:
 
 
 def test_a_stem_of_symbols() -> None:
-    stem, symbols = SymbolStem(7, 4, 8), torch.tensor([[3, 3, 0, 6]])
+    tokens = tokens_of(DataSpec("some", (4,)), 1)
+    stem, symbols = SymbolStem(7, tokens, 8), torch.tensor([[3, 3, 0, 6]])[..., None]
     out = stem(symbols)
     assert out.shape == (1, 4, 8)
     assert torch.allclose(out[0, 0] - stem.position[0], out[0, 1] - stem.position[1], atol=1e-6)
+    assert not torch.allclose(out[0, 0] - stem.position[0], out[0, 2] - stem.position[2], atol=1e-3)
     assert torch.allclose(stem(symbols[:, 2:], slice(2, 4)), out[:, 2:])
+
+
+def test_a_stem_of_patches_of_symbols_tells_their_places_apart() -> None:
+    """A token is the sum of its symbols, each embedded by its place in the patch: a swap is another token."""
+    tokens = tokens_of(DataSpec("some", (1, 4, 4)), 2)
+    stem = SymbolStem(5, tokens, 8)
+    symbols = torch.randint(5, (3, 4, 4))
+    out = stem(symbols)
+    assert out.shape == (3, 4, 8)
+    assert stem.symbol.weight.shape == (4 * 5, 8)
+    by_hand = sum(stem.symbol.weight[5 * slot + symbols[..., slot]] for slot in range(4)) + stem.position
+    assert torch.allclose(out, by_hand, atol=1e-6)
+    pair = stem(torch.tensor([[[0, 1, 0, 0]], [[1, 0, 0, 0]]]), slice(0, 1))
+    assert not torch.allclose(pair[0], pair[1], atol=1e-3)
 
 
 def test_a_head_starts_at_zero_and_follows_the_condition_later() -> None:

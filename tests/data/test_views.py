@@ -1,4 +1,4 @@
-"""The continuous view: decode inverts encode, cells tile [-1, 1], and the likelihood it reports is right."""
+"""Views: decode inverts encode, cells tile [-1, 1], symbols stay as they are, and the likelihood is right."""
 
 import math
 from typing import Any
@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from genkit.data import Continuous
+from genkit.data.views import Symbols
 from genkit.errors import GenkitError
 from genkit.randomness import keyed_generator
 from genkit.types import DataSpec
 
 IMAGES = DataSpec("images", (1, 2, 2), levels=17)
 REALS = DataSpec("reals", (2,))
+LETTERS = DataSpec("letters", (6,), levels=27, ordered=False)
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
@@ -108,3 +110,29 @@ def test_the_generator_decides_the_noise() -> None:
 def test_bad_noise_is_refused(spec: DataSpec, noise: Any, sigma: float, message: str) -> None:
     with pytest.raises(GenkitError, match=message):
         Continuous(spec, noise, sigma)
+
+
+@pytest.mark.parametrize("noise", [None, "uniform", "none"])
+def test_symbols_without_an_order_are_no_numbers(noise: Any) -> None:
+    with pytest.raises(GenkitError, match="symbols of 'letters' have no order.*such as masked_diffusion"):
+        Continuous(LETTERS, noise)
+
+
+@pytest.mark.parametrize("spec", [IMAGES, LETTERS], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("likelihood", ["exact", "estimate"])
+def test_symbols_stay_as_they_are(spec: DataSpec, likelihood: Any) -> None:
+    assert spec.levels is not None
+    view = Symbols(spec, likelihood)
+    data = torch.randint(spec.levels, (5, *spec.shape), dtype=torch.uint8)
+    x = view.encode(data, generator=keyed_generator(0))
+    assert x.dtype == torch.int64
+    assert torch.equal(x, data.long())
+    assert torch.equal(view.decode(x), x)
+    assert (view.log_volume, view.sigma, view.likelihood) == (0, 0, likelihood)
+
+
+def test_real_values_are_no_symbols() -> None:
+    with pytest.raises(
+        GenkitError, match="'reals' is real-valued.*flow_matching and normalizing_flow take real"
+    ):
+        Symbols(REALS, "estimate")
