@@ -31,7 +31,7 @@ class SampleEntropy(DataMetric):
 
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
-        return spec.levels is not None and not spec.ordered
+        return spec.levels is not None and not spec.ordered and not spec.modalities
 
     def __init__(self, spec: DataSpec) -> None:
         self.require(spec)

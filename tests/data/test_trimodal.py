@@ -358,6 +358,17 @@ def test_answers_are_of_their_modality(data, model, guidance):
         torch.testing.assert_close(p[inside][:, m.first : m.stop].sum(-1), torch.ones(int(inside.sum())))
 
 
+def test_a_uniform_source_is_answered_in_its_modality_too(data):
+    torch.manual_seed(0)
+    options = {"name": "discrete_flow_matching", "source": "uniform"}
+    uniform = OBJECTIVES.build(options, data.spec, model_options(width=16, depth=2)).eval()
+    rows = torch.cat([of_task(data, "test", task)[:2] for task in (*PAIRS, "text")])
+    given = torch.where(uniform.given(rows), rows, -1)
+    x = uniform.sample(len(rows), given=given, sampler="ancestral", generator=keyed_generator(0)).x
+    kinds = [[[kind_of(data, symbol) for symbol in row] for row in part.tolist()] for part in (x, rows)]
+    assert kinds[0] == kinds[1]
+
+
 # --- from a recipe to files -----------------------------------------------------------------------------
 
 
