@@ -165,15 +165,14 @@ class Trimodal(Dataset):
         return TensorSplit(torch.cat([*parts.values()]).int())
 
     def rows(self, kind: str, part: Literal["train", "test"]) -> Tensor:
-        """All rows (N, length) of a kind: text, or pairs in both directions."""
+        """All rows (N, length) of a kind: text, or pairs, each in one direction and then in the other."""
         source = self.sources[kind].split(part)
         x, y = source.take(torch.arange(len(source)))
         if y is None:
             return self.lay("text", None, x)
         content, names = self.encode(kind, x), self.spelled(kind)[y]
-        return torch.cat(
-            (self.lay(f"text-to-{kind}", names, content), self.lay(f"{kind}-to-text", content, names))
-        )
+        there, back = self.lay(f"text-to-{kind}", names, content), self.lay(f"{kind}-to-text", content, names)
+        return torch.stack((there, back), dim=1).flatten(0, 1)
 
     def encode(self, kind: str, x: Tensor) -> Tensor:
         """Images or sounds as their data set has them -> contents (N, n)."""

@@ -169,6 +169,11 @@ def test_shares_are_kept_and_no_row_is_left_out(mix):
     unit = sum(counts.values()) / sum(shares.values())
     for kind, count in counts.items():
         assert count == pytest.approx(shares.get(kind, 0) * unit, abs=2)
+    for there, back in (PAIRS[:2], PAIRS[2:]):
+        if there in data.tasks:
+            assert len(of_task(data, "train", there)) == pytest.approx(
+                len(of_task(data, "train", back)), abs=1
+            )
     unique = {tuple(row) for row in x.tolist()}
     for kind in data.mix:
         assert {tuple(row) for row in data.rows(kind, "train").tolist()} <= unique
