@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genkit.backbone import Condition, Head, ModelOptions, SymbolStem
@@ -308,5 +309,5 @@ class Diffused(Discrete):
 
     def surprise(self, x: Tensor, x_t: Tensor, alpha: Tensor, y: Tensor | None) -> Tensor:
         """-log p(x | x_t) of each symbol (B, N), nats."""
-        log_p = self.predict(alpha, x_t, y).log_softmax(-1)
-        return -log_p.gather(-1, x[..., None])[..., 0].masked_fill(self.given(x), 0.0)
+        nats = F.cross_entropy(self.predict(alpha, x_t, y).transpose(1, 2), x, reduction="none")
+        return nats.masked_fill(self.given(x), 0.0)
