@@ -235,7 +235,7 @@ def test_they_are_not_counted() -> None:
     expected = -math.log(4) * torch.tensor([3.0, 6.0])
     assert ((mean - expected).abs() < 4 * stderr).all()
     generator = keyed_generator(0)
-    loss = [float(objective.loss(Batch(x, encoded=x), generator=generator)["loss"]) for _ in range(30)]
+    loss = [objective.loss(Batch(x, encoded=x), generator=generator)["loss"].item() for _ in range(30)]
     assert np.mean(loss) == pytest.approx(math.log(4), abs=4 * np.std(loss) / 30**0.5)
 
 
