@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +44,8 @@ class EvaluationOptions:
     steps: numbers of steps of the solver or unmasker.
     solver: with which they are sampled; unmasker: with which discrete models are, where they can take it.
     unmaskers: more of them (names, or mappings with options), to compare: discrete models are also sampled with each
-        that they can take, at each number of steps, or as it is where it has none.
+        that they can take, at each number of steps, or as it is where it has none. unmaskers_on: the arms of a
+        comparison for which that is done; null for all.
     scorer: an arm, or the folder of a run, with an exact likelihood, under which samples have a generative perplexity.
     guidance: a scale, or a guidance with options; 1 is off.
     likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs. probes: of its trace.
@@ -56,6 +57,7 @@ class EvaluationOptions:
     solver: Solver | str = "euler"
     unmasker: Unmasker | str = "ancestral"
     unmaskers: list[str | dict[str, Any]] = field(default_factory=list)
+    unmaskers_on: list[str] | None = None
     scorer: str | None = None
     guidance: Guidance | str | float = 1.0
     likelihood_rows: int = 128
@@ -84,6 +86,11 @@ class EvaluationOptions:
             raise GenkitError(
                 f"evaluation: likelihood needs a solver of velocity alone, such as heun, not {self.likelihood}"
             )
+
+    def on(self, arm: str) -> EvaluationOptions:
+        """What is measured of one arm of a comparison."""
+        wanted = self.unmaskers_on is None or arm in self.unmaskers_on
+        return replace(self, unmaskers=self.unmaskers if wanted else [], unmaskers_on=None)
 
     def built_guidance(self) -> Guidance:
         scale = self.guidance

@@ -134,6 +134,9 @@ class Comparison:
         if scorer is not None and scorer not in self.arms and not Path(scorer).is_dir():
             error = choose(scorer, self.arms, "arm or run folder")
             raise GenkitError(f"{self.source}: evaluation: scorer: {error}")
+        for arm in self.options().unmaskers_on or ():
+            if arm not in self.arms:
+                raise GenkitError(f"{self.source}: evaluation: unmaskers_on: {choose(arm, self.arms, 'arm')}")
         return order
 
     def options(self) -> EvaluationOptions:
@@ -230,7 +233,7 @@ def compare(
             "teacher": run.recipe.teacher,
             "conditional": run.objective.classes is not None,
         }
-        figures = evaluated(run, options, listener, judge=judge)
+        figures = evaluated(run, options.on(arm), listener, judge=judge)
         figures.pop("floor", None)  # the same for all arms
         spent = cost(run, teachers[arm, seed])
         arms[arm]["runs"].append({"seed": seed, **spent, "curve": curve(run), **figures})
