@@ -204,7 +204,7 @@ def quality(report: Json) -> Figure | None:
         return None
     ax.set_title(f"{capital(measure.name)} against network evaluations")
     ax.set_xlabel("sequential network evaluations a sample (NFE)")
-    ax.set_ylabel(f"{measure.name} to test data (lower is better)")
+    ax.set_ylabel(f"{measure.name}{' to test data (lower' if measure.lower else ' (higher'} is better)")
     _legend(fig, [*handles.values()])
     return fig
 

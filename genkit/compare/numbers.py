@@ -89,8 +89,9 @@ def measures(report: Json) -> list[Measure]:
 
 
 def main_measure(report: Json) -> Measure:
-    """What the arms are judged by: the first distance that the report holds."""
-    return next((measure for measure in measures(report) if measure.lower), Measure("", "distance", True))
+    """What the arms are judged by: the first distance that the report holds, else the first share of what is right."""
+    ranked = sorted((m for m in measures(report) if m.lower is not None), key=lambda m: not m.lower)
+    return ranked[0] if ranked else Measure("", "distance", True)
 
 
 def best(values: Mapping[str, Stat], lower: bool | None) -> list[str]:

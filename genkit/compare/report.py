@@ -90,13 +90,26 @@ def headline(report: Json) -> str:
         if names := tuple(best(values, measure.lower)):
             winners.setdefault(names, []).append(nfe)
     likely = most_likely(report) if report["data"].get("text") else ""
+    if len(report["arms"]) == 1 and report["data"].get("tasks"):
+        return right_answers(report)
     if not winners:
         return f"No two arms have a {measure.name} at the same number of network evaluations.{likely}"
     (first, counts), *others = winners.items()
     evaluations = "network evaluation" if counts == [1] else "network evaluations"
     parts = [f"{' or '.join(first)} at {listed(counts)} {evaluations}"]
     parts += [f"{' or '.join(names)} at {listed(counts)}" for names, counts in others]
-    return f"Lowest {measure.name}: {'; '.join(parts)}.{likely}"
+    return f"{'Lowest' if measure.lower else 'Highest'} {measure.name}: {'; '.join(parts)}.{likely}"
+
+
+def right_answers(report: Json) -> str:
+    """How often the one arm of a report is right in each task, with the most network evaluations."""
+    ((name, arm),) = report["arms"].items()
+    shares = {m.name: by_nfe(arm, m.key) for m in measures(report) if m.lower is False}
+    if not shares:
+        return f"{name} answers in {len(report['data']['tasks'])} tasks."
+    nfe = max(nfe for values in shares.values() for nfe in values)
+    parts = [f"{share} {number(values[nfe].mean)}" for share, values in shares.items()]
+    return f"{name}, with {nfe} network evaluations: {'; '.join(parts)}."
 
 
 def most_likely(report: Json) -> str:
@@ -311,7 +324,10 @@ def perplexity_title(report: Json) -> str:
 def main_note(report: Json) -> str:
     count = seeds(report)
     error = f"standard deviation over {count} seeds" if count > 1 else "standard error over test rows"
-    return f"Lower is better; ± is the {error}. Training tokens and seconds include the teacher's."
+    better = (
+        "Lower is better" if main_measure(report).lower else "Higher shares and lower bits/dim are better"
+    )
+    return f"{better}; ± is the {error}. Training tokens and seconds include the teacher's."
 
 
 def markdown(report: Json) -> str:
@@ -358,6 +374,10 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
     if judged := perplexity_rows(report):
         real = {"real data": judged.real} if judged.real else {}
         print_columns(console, perplexity_title(report), "arm", judged.heads, {**judged.arms, **real})
+        console.print()
+    if report["data"].get("tasks"):
+        for name, arm in report["arms"].items():
+            print_points(console, f"Answers of {name}", arm["runs"][0]["points"], report["floor"])
         console.print()
     console.print(Text(main_note(report), style="dim"))
     console.print(Text(headline(report)))

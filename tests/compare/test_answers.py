@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 
 from genkit.__main__ import main
+from genkit.compare.numbers import main_measure
+from genkit.compare.report import headline
 from genkit.recipe import Recipe, train
 
 TONES = {"name": "tones", "n_train": 60, "n_test": 300}  # as many as make all tasks likely
@@ -65,3 +67,30 @@ def test_what_the_report_knows(out):
     ]
     assert set(report["floor"]) == {metric["name"] for metric in report["metrics"]}
     assert set(run["texts"]) == {f"steps_{k}.{task}" for k in (1, 2) for task in report["data"]["tasks"]}
+
+
+def shares(values):
+    """A report of one arm with the figures of two tasks."""
+    metrics = [
+        {"name": "image_to_text", "words": "share of images named", "lower": False},
+        {"name": "sample_entropy", "words": "sample entropy", "lower": None},
+        {"name": "text_to_image", "words": "share of images of the name asked for", "lower": False},
+    ]
+    points = [
+        {"nfe": nfe, "steps": nfe, "seconds": 1.0, "tokens": 73.0, "image_to_text": a, "text_to_image": b}
+        for nfe, a, b in values
+    ]
+    run = {"points": points, "bits_per_dim": None}
+    return {"arms": {"one": {"runs": [run]}}, "metrics": metrics, "data": {"tasks": ["text"]}, "floor": {}}
+
+
+def test_one_arm_is_summed_up_by_its_right_answers():
+    report = shares([(1, 0.5, 0.75), (8, 0.9, 0.25)])
+    assert main_measure(report) == ("image_to_text", "share of images named", False)
+    words = headline(report)
+    assert words == (
+        "one, with 8 network evaluations: share of images named 0.900; "
+        "share of images of the name asked for 0.250."
+    )
+    report["metrics"] = []
+    assert headline(report) == "one answers in 1 tasks."
