@@ -133,7 +133,7 @@ def _plain_ticks(axis: Axis, locator: Locator) -> None:
 def _legend(fig: Figure, handles: list[Any]) -> None:
     """Under the panels, in rows that fit the width."""
     lengths = [len(str(handle.get_label())) + 7 for handle in handles]
-    columns = len(handles) if sum(lengths) < 125 else max(1, 118 // max(lengths))
+    columns = len(handles) if sum(lengths) < 105 else max(1, 118 // max(lengths))
     fig.legend(handles=handles, loc="outside lower left", ncols=columns, columnspacing=1.6, handlelength=2.6)
 
 
