@@ -58,10 +58,9 @@ class Margin(Looking):
 
 @UNMASKERS.register("entropy")
 class EntropyBounded(Unmasker):
-    """As many symbols a step as an error bound allows: in order of entropy H, the largest set with
-    sum H - max H <= bound (nats); at least one. It takes as many steps as it needs.
+    """As many symbols a step as an error bound allows, the surest first; as many steps as that takes.
 
-    The bound limits the mutual information that drawing them as if independent neglects.
+    In order of entropy H, the largest set with sum H - max H <= bound (nats), at least one symbol. The bound limits the mutual information that drawing them as if independent neglects.
     Ben-Hamu et al., Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking,
     https://arxiv.org/abs/2505.24857.
     """
