@@ -76,25 +76,16 @@ class Forgetting(Ancestral):
         kept = 1 - self.forgotten(alpha, target)
         return noisy & (chance < (target - kept * alpha) / (1 - alpha))
 
-    def step(
-        self,
-        model: Denoiser,
-        x: Tensor,
-        free: Tensor,
-        alpha: float,
-        target: float,
-        *,
-        generator: Generator = None,
-    ) -> Tensor:
+    def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
         rate = self.forgotten(alpha, target)
-        after = super().step(model, x, free, alpha, target, generator=generator)
+        after = super().step(model, x, free, alpha, target)
         if rate == 0:
             return after
-        chance = torch.rand(free.shape, generator=generator, dtype=torch.float64, device=free.device)
+        chance = torch.rand(free.shape, generator=model.generator, dtype=torch.float64, device=free.device)
         forgotten = free & (chance < rate)
         if model.noise.mask is not None:
             forgotten &= ~model.noise.marks(x)
-        return torch.where(forgotten, model.noise.draw(x, generator=generator), after)
+        return torch.where(forgotten, model.noise.draw(x, generator=model.generator), after)
 
 
 @UNMASKERS.register("remasking")

@@ -106,7 +106,7 @@ class Unmasker(abc.ABC):
         self.check(noise)
         model = Denoiser(predict, noise, self.temperature, self.top_p, generator)
         for alpha, target in self.moments(int(free.sum(1).max())):
-            x = self.step(model, x, free, alpha, target, generator=generator)
+            x = self.step(model, x, free, alpha, target)
         return Unmasked(x, model.calls, model.rows / len(x))
 
     def check(self, noise: Noise) -> None:
@@ -127,16 +127,7 @@ class Unmasker(abc.ABC):
         """(alpha before, alpha after) of each step, for at most `count` free symbols a row."""
 
     @abc.abstractmethod
-    def step(
-        self,
-        model: Denoiser,
-        x: Tensor,
-        free: Tensor,
-        alpha: float,
-        target: float,
-        *,
-        generator: Generator = None,
-    ) -> Tensor:
+    def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
         """x at alpha -> x at target."""
 
 
@@ -177,18 +168,9 @@ class Blind(Scheduled):
     def positions(self, noisy: Tensor, alpha: float, target: float, *, generator: Generator = None) -> Tensor:
         """Which of the noisy positions (B, N) are revealed: (B, N)."""
 
-    def step(
-        self,
-        model: Denoiser,
-        x: Tensor,
-        free: Tensor,
-        alpha: float,
-        target: float,
-        *,
-        generator: Generator = None,
-    ) -> Tensor:
+    def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
         noisy = free & model.noise.marks(x)
-        picked = self.positions(noisy, alpha, target, generator=generator)
+        picked = self.positions(noisy, alpha, target, generator=model.generator)
         rows = picked.any(1).nonzero()[:, 0]
         if len(rows) == 0:
             return x
@@ -202,23 +184,14 @@ class Looking(Scheduled):
     def score(self, log_p: Tensor, alpha: float, *, generator: Generator = None) -> Tensor:
         """log-probabilities (R, N, V) -> (R, N); the positions of the highest scores are revealed."""
 
-    def step(
-        self,
-        model: Denoiser,
-        x: Tensor,
-        free: Tensor,
-        alpha: float,
-        target: float,
-        *,
-        generator: Generator = None,
-    ) -> Tensor:
+    def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
         noisy = free & model.noise.marks(x)
         counts = due(noisy, free, target)
         rows = counts.nonzero()[:, 0]
         if len(rows) == 0:
             return x
         logits = model.logits(alpha, x, rows)
-        score = self.score(logits.double().log_softmax(-1), alpha, generator=generator)
+        score = self.score(logits.double().log_softmax(-1), alpha, generator=model.generator)
         return model.put(x, rows, highest(score, noisy[rows], counts[rows]), logits)
 
 

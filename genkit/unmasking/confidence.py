@@ -60,7 +60,8 @@ class Margin(Looking):
 class EntropyBounded(Unmasker):
     """As many symbols a step as an error bound allows, the surest first; as many steps as that takes.
 
-    In order of entropy H, the largest set with sum H - max H <= bound (nats), at least one symbol. The bound limits the mutual information that drawing them as if independent neglects.
+    In order of entropy H, the largest set with sum H - max H <= bound (nats), at least one symbol. The bound limits the
+    mutual information that drawing them as if independent neglects.
     Ben-Hamu et al., Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking,
     https://arxiv.org/abs/2505.24857.
     """
@@ -74,16 +75,7 @@ class EntropyBounded(Unmasker):
     def moments(self, count: int) -> Iterator[tuple[float, float]]:
         return ((i / count, (i + 1) / count) for i in range(count))  # at most: it may be done before
 
-    def step(
-        self,
-        model: Denoiser,
-        x: Tensor,
-        free: Tensor,
-        alpha: float,
-        target: float,
-        *,
-        generator: Generator = None,
-    ) -> Tensor:
+    def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
         noisy = free & model.noise.marks(x)
         rows = noisy.any(1).nonzero()[:, 0]
         if len(rows) == 0:

@@ -19,16 +19,7 @@ class LeftToRight(Unmasker):
     def moments(self, count: int) -> Iterator[tuple[float, float]]:
         return ((i / count, (i + 1) / count) for i in range(count))
 
-    def step(
-        self,
-        model: Denoiser,
-        x: Tensor,
-        free: Tensor,
-        alpha: float,
-        target: float,
-        *,
-        generator: Generator = None,
-    ) -> Tensor:
+    def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
         noisy = free & model.noise.marks(x)
         rows = noisy.any(1).nonzero()[:, 0]
         if len(rows) == 0:
@@ -85,14 +76,5 @@ class Blockwise(Unmasker):
     def moments(self, count: int) -> Iterator[tuple[float, float]]:
         return self.within.moments(count)
 
-    def step(
-        self,
-        model: Denoiser,
-        x: Tensor,
-        free: Tensor,
-        alpha: float,
-        target: float,
-        *,
-        generator: Generator = None,
-    ) -> Tensor:
-        return self.within.step(model, x, free, alpha, target, generator=generator)
+    def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
+        return self.within.step(model, x, free, alpha, target)

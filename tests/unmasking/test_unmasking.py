@@ -192,7 +192,7 @@ def test_the_share_of_revealed_symbols_is_the_schedules(name: str, options: dict
     x, free = torch.full((n, 4), JOINT.mask), torch.ones(n, 4, dtype=torch.bool)
     model = Denoiser(JOINT.predict, masks(JOINT), 1.0, 1.0, generator)
     for alpha, target in unmasker.moments(4):
-        x = unmasker.step(model, x, free, alpha, target, generator=generator)
+        x = unmasker.step(model, x, free, alpha, target)
         share = float((x != JOINT.mask).double().mean())
         assert share == pytest.approx(target, abs=5 * (target * (1 - target) / x.numel()) ** 0.5 + 1e-12)
 
