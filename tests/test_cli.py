@@ -99,7 +99,7 @@ def test_again_it_trains_and_measures_nothing(compared, capsys):
     before = hashes(compared)
     assert main(["compare", str(ROOT / "recipes/compare/digits.yaml"), *QUICK, "--out", str(compared)]) == 0
     assert hashes(compared) == before
-    assert capsys.readouterr().err.count("already trained") == 4
+    assert capsys.readouterr().err.count("already trained") == 5
 
 
 def test_a_changed_arm_is_trained_again_and_the_old_one_put_aside(compared, tmp_path):
