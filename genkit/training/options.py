@@ -107,10 +107,10 @@ class TrainingOptions:
         (Busbridge et al., https://arxiv.org/abs/2307.13813), and all schedules count samples, as kappa * step.
 
         It holds while a step is small: up to a critical batch, beyond which the noise no longer outweighs the
-        mean (it is smallest at the start of a run), and while 1 / (1 - beta_i0), the memory in steps of the logical
-        batch, is many times kappa.
-        Clipping breaks it where it acts, since the norm of a gradient's noise goes with 1 / sqrt(B): with
-        logical_batch set, metrics.csv has the share of steps that were `clipped`.
+        mean (it is smallest at the start of a run), and while 1 / (1 - beta_i0), the memory in steps of the
+        logical batch, is many times kappa. Clipping breaks it where it acts, since the norm of a gradient's
+        noise goes with 1 / sqrt(B): with logical_batch set, metrics.csv has the share of steps that were
+        `clipped`.
         """
         kappa = 1.0 if self.logical_batch is None else self.batch_size / self.logical_batch
         root = math.sqrt(kappa)
