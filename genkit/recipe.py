@@ -499,7 +499,7 @@ def train(
         teacher=teacher.objective if teacher else None,
         report=report,
     )
-    if fitted.interrupted and fitted.steps < options.steps:
+    if fitted.interrupted and fitted.steps < options.physical.steps:
         raise KeyboardInterrupt
     objective.eval().requires_grad_(False)
     environment |= {
