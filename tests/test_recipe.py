@@ -365,6 +365,24 @@ def test_a_run_cut_short_before_its_weights_were_written_gives_the_same_ones(run
     assert (run / "model.safetensors").read_bytes() == before
 
 
+def test_ctrl_c_under_a_logical_batch_leaves_the_run_unfinished(tmp_path: Path) -> None:
+    """A physical batch of half the logical one takes twice the steps: at `steps` of them it is not over."""
+    import signal
+
+    given = {**TINY["training"], "log_every": 1}
+    steps, batch = given["steps"], given["batch_size"]
+    training = {**given, "logical_batch": 2 * batch}
+    recipe, folder = Recipe.resolve({**TINY, "training": training}), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            recipe,
+            folder,
+            report=lambda step, *_: signal.raise_signal(signal.SIGINT) if step == steps else None,
+        )
+    assert not (folder / "model.safetensors").exists()
+    assert train(recipe, folder).environment["steps"] == 2 * steps
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_the_run_goes_on(finished: Path, tmp_path: Path) -> None:
     import signal
 
