@@ -25,6 +25,7 @@ from torch import Tensor
 
 from genkit.compare.evaluate import (
     SHOWN_POINTS,
+    SHOWN_TEXTS,
     EvaluationOptions,
     RunScorer,
     evaluate,
@@ -379,7 +380,11 @@ def save_data(run: Run, out: Path, options: EvaluationOptions) -> list[str] | No
     """Keeps test rows to show beside samples, by class in turn, and of 2-D data points of the source; returns texts."""
     split = run.dataset.split("test")
     x, y = split.take(torch.arange(min(SHOWN_POINTS, len(split))))
-    content, texts = showing(run, x if y is None else x[in_turn(y)], "test")
+    if y is not None:
+        x = x[in_turn(y)]
+    elif run.spec.text and not run.dataset.tasks:
+        x = x[:: max(1, len(x) // SHOWN_TEXTS)]  # of all of the text, not of its beginning
+    content, texts = showing(run, x, "test")
     if run.objective.source is not None and run.spec.shape == (2,) and not run.spec.levels:
         content["source"] = run.objective.source.sample(x, generator=keyed_generator(options.seed, "source"))
     content = {name: value.contiguous() for name, value in content.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -133,6 +135,31 @@ def test_the_scorer_of_a_comparison_may_be_its_last_arm(of_text, tmp_path):
     assert (report["data"]["text"], len(report["data"]["texts"])) == ("characters", 6)
     assert report["arms"]["md"]["runs"][0]["unmasking"].keys() == {"margin"}
     assert "margin" in (write_report(report, tmp_path / "out")).read_text()
+
+
+def test_unmaskers_are_compared_on_the_arms_that_are_named(of_text, tmp_path):
+    arms = {"a": "masked_diffusion", "b": {"name": "discrete_flow_matching", "source": "mask"}}
+    with pytest.raises(GenkitError, match="evaluation: unmaskers_on: no arm 'c'"):
+        of_text(arms, unmaskers=["margin"], unmaskers_on=["a", "c"])
+    for names in (["margin"], ["margin", "confidence"]):
+        report = compare(of_text(arms, unmaskers=names, unmaskers_on=["b"]), tmp_path / "out")
+        assert "unmasking" not in report["arms"]["a"]["runs"][0]
+        assert [*report["arms"]["b"]["runs"][0]["unmasking"]] == names
+    keys = {json.loads((tmp_path / f"out/{arm}/evaluation.json").read_text())["key"] for arm in arms}
+    compare(of_text(arms, unmaskers=["blockwise"], unmaskers_on=["b"]), tmp_path / "out")
+    assert (
+        json.loads((tmp_path / "out/a/evaluation.json").read_text())["key"] in keys
+    )  # is not measured again
+    assert json.loads((tmp_path / "out/b/evaluation.json").read_text())["key"] not in keys
+
+
+def test_texts_are_shown_from_all_of_the_test_part(of_text, tmp_path):
+    made = of_text({"md": "masked_diffusion"})
+    shown = compare(made, tmp_path / "out")["data"]["texts"]
+    data = made.dataset()
+    rows = data.show(data.split("test").take(torch.arange(len(data.split("test"))))[0]).texts
+    assert shown == rows[:: len(rows) // 6][:6]
+    assert len(rows) > 12  # or they would be the first ones
 
 
 def test_arms_on_other_data(comparison, untrained, tmp_path):
