@@ -211,6 +211,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     run = load(arguments.run, plugins=arguments.plugin, device=device(arguments.device))
     given = override({}, arguments.overrides)
     options = EvaluationOptions(**resolve_options(EvaluationOptions, given, "evaluate"))
+    if options.unmaskers_on is not None:
+        raise GenkitError("evaluate: unmaskers_on names arms of a comparison: leave it out for one run")
     with listening() as listener:
         result = evaluated(run, options, listener)
     print_evaluation(run.name, result)

@@ -133,6 +133,10 @@ def test_wrong_requests(
     assert not list(tmp_path.iterdir())
 
 
+def test_arms_are_of_comparisons(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    refused(capsys, ["evaluate", str(folder), "unmaskers_on=[a]"], "unmaskers_on", "comparison")
+
+
 def test_a_log_probability_of_a_sample_is_refused(folder: Path) -> None:
     with pytest.raises(GenkitError, match="ask log_prob"):
         genkit.load(folder).sample(2, return_log_prob=True)
