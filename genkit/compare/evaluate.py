@@ -11,7 +11,6 @@ The model works on its own device; the metrics work on the CPU.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -309,13 +308,7 @@ def without_steps(unmasker: object) -> dict[str, Any]:
 def at_steps(unmasker: Unmasker, options: EvaluationOptions) -> list[tuple[int | None, Unmasker]]:
     if not hasattr(unmasker, "steps"):
         return [(None, unmasker)]
-    return [(steps, with_steps(unmasker, steps)) for steps in options.steps]
-
-
-def with_steps(unmasker: Unmasker, steps: int) -> Unmasker:
-    changed = copy.copy(unmasker)
-    changed.steps = steps  # type: ignore[attr-defined]
-    return changed
+    return [(steps, unmasker.paced(steps)) for steps in options.steps]
 
 
 def shown_as(point: dict[str, Any]) -> str:

@@ -139,7 +139,7 @@ class Dataset(abc.ABC):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What rows ask, where there are several such things: the tasks that `given` and `pairs` know."""
+        """What rows ask, where there are several such things: the tasks that `given`, `words` and `pairs` know."""
         return ()
 
     @cached_property
@@ -167,12 +167,16 @@ class Dataset(abc.ABC):
         """
         raise GenkitError(f"'{self.spec.name}' takes no prompt: its samples are chosen by class")
 
-    def pairs(self, x: Tensor, task: str) -> tuple[Shown, list[str]]:
-        """Of the rows of a task among x (N, *shape): what is shown or heard, and the text that goes with it.
+    def words(self, x: Tensor, task: str) -> list[str]:
+        """The text of each row of a task among x (N, *shape), be it prompt or answer.
 
-        Either may be the prompt, and the other the answer. Raises GenkitError for data without tasks.
+        Raises GenkitError for data without tasks.
         """
         raise GenkitError(f"'{self.spec.name}' has no tasks")
+
+    def pairs(self, x: Tensor, task: str) -> tuple[Shown, list[str]]:
+        """Of the rows of a task among x (N, *shape): what is shown or heard, and the `words` that go with it."""
+        return Shown(), self.words(x, task)
 
     @cached_property
     def hash(self) -> str:

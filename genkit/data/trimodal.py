@@ -215,12 +215,18 @@ class Trimodal(Dataset):
             sounds=self.hear(torch.stack(found["sound"])) if found["sound"] else None,
         )
 
-    def pairs(self, x: Tensor, task: str) -> tuple[Shown, list[str]]:
-        """Images or sounds with their names; of the task text its texts, twice."""
+    def rows_of(self, x: Tensor, task: str) -> Tensor:
+        """Those of the rows x (N, length) that are of a task."""
         if task not in self.tasks:
             raise choose(task, self.tasks, "task")
-        rows = x[x[:, 0] == self.symbol(task)].cpu()
-        texts = [self.read(symbols) for symbols in self.contents(rows, task, "text")]
+        return x[x[:, 0] == self.symbol(task)].cpu()
+
+    def words(self, x: Tensor, task: str) -> list[str]:
+        return [self.read(symbols) for symbols in self.contents(self.rows_of(x, task), task, "text")]
+
+    def pairs(self, x: Tensor, task: str) -> tuple[Shown, list[str]]:
+        """Images or sounds with their names; of the task text its texts, twice."""
+        rows, texts = self.rows_of(x, task), self.words(x, task)
         kind = next((kind for kind in sides(task) if kind in ("image", "sound")), "text")
         if kind == "text":
             return Shown(texts=texts), texts

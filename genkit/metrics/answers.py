@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from genkit.data.base import Dataset, Shown
-from genkit.errors import GenkitError
-from genkit.metrics.base import METRICS, DataMetric
+from genkit.metrics.base import METRICS, Mean
 from genkit.metrics.extractor import BLOCK, load_extractor
 from genkit.types import DataSpec
 
 
-class Answers(DataMetric):
+class Answers(Mean):
     """The share of prompts whose answer has the right word: write `task`.
 
     A text must be the word itself; in an image or a sound a pinned classifier must hear or see it (the extractor of
@@ -29,26 +28,16 @@ class Answers(DataMetric):
     higher_is_better = True
     task: ClassVar[str]
 
-    sums: Tensor
-
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
         return bool(spec.class_names) and {m.name for m in spec.modalities}.issuperset(cls.task.split("-to-"))
 
-    def __init__(self, spec: DataSpec) -> None:
-        self.require(spec)
-        super().__init__()
-        self.spec = spec
-        self.add_state(
-            "sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum"
-        )  # answers, right ones
-
     def update(self, x: Tensor, rows: Tensor, data: Dataset) -> None:
-        (shown, said), (_, words) = data.pairs(x, self.task), data.pairs(rows, self.task)
+        words = data.words(rows, self.task)
         if words:
-            found = said if self.task.endswith("-to-text") else self.classified(shown)
-            right = sum(map(str.__eq__, found, words))
-            self.sums += torch.tensor([len(words), right], dtype=torch.float64)
+            said = self.task.endswith("-to-text")
+            found = data.words(x, self.task) if said else self.classified(data.pairs(x, self.task)[0])
+            self.add(sum(map(str.__eq__, found, words)), len(words))
 
     def classified(self, shown: Shown) -> list[str]:
         """The word that a classifier finds in each image or sound."""
@@ -59,10 +48,7 @@ class Answers(DataMetric):
         return [self.spec.class_names[i] for i in classes.tolist()]
 
     def compute(self) -> Tensor:
-        answers, right = self.sums
-        if answers == 0:
-            raise GenkitError(f"no rows of the task '{self.task}': more samples are needed")
-        return right / answers
+        return self.mean(f"no rows of the task '{self.task}': more samples are needed")
 
 
 @METRICS.register("image_to_text")

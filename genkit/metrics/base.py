@@ -61,6 +61,28 @@ class DataMetric(Metric):
             raise GenkitError(f"the metric '{cls.words}' needs {cls.needs}, which '{spec.name}' has not")
 
 
+class Mean(DataMetric):
+    """A sum over a count, both kept in float64: call `add` in `update`, and `mean` in `compute`."""
+
+    sums: Tensor
+
+    def __init__(self, spec: DataSpec) -> None:
+        self.require(spec)
+        super().__init__()
+        self.spec = spec
+        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def add(self, total: Tensor | float, count: Tensor | float) -> None:
+        self.sums += torch.stack([torch.as_tensor(value).to(self.sums) for value in (total, count)])
+
+    def mean(self, nothing: str) -> Tensor:
+        """Raises GenkitError, which says `nothing`, where there was nothing to count."""
+        total, count = self.sums
+        if count == 0:
+            raise GenkitError(nothing)
+        return total / count
+
+
 class TwoSample(DataMetric):
     """A distance between reference rows and samples that needs all of both: write `distance`.
 

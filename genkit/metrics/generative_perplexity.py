@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.metrics.base import METRICS, DataMetric, nats_and_counts
+from genkit.metrics.base import METRICS, Mean, nats_and_counts
 from genkit.types import DataSpec, LogProb
 
 
 @METRICS.register("generative_perplexity")
-class GenerativePerplexity(DataMetric):
+class GenerativePerplexity(Mean):
     """Perplexity of samples under a scorer, a model with an exact likelihood: exp(-sum log p(x) / symbols).
 
     update(log_prob): LogProb of samples under the scorer, of kind "exact". A scorer likes what is frequent, so samples
@@ -27,25 +26,15 @@ class GenerativePerplexity(DataMetric):
     needs = "symbols without an order"
     higher_is_better = None
 
-    sums: Tensor
-
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
         return spec.levels is not None and not spec.ordered
 
-    def __init__(self, spec: DataSpec) -> None:
-        self.require(spec)
-        super().__init__()
-        self.spec = spec
-        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")  # nats, symbols
-
     def update(self, log_prob: LogProb) -> None:
         if log_prob.kind != "exact":
             raise GenkitError(f"a generative perplexity needs an exact likelihood, not a {log_prob.kind}")
-        self.sums += torch.stack(nats_and_counts(log_prob, self.spec)).sum(1).to(self.sums)
+        nats, symbols = nats_and_counts(log_prob, self.spec)
+        self.add(nats.sum(), symbols.sum())
 
     def compute(self) -> Tensor:
-        nats, symbols = self.sums
-        if symbols == 0:
-            raise GenkitError("no samples for a generative perplexity")
-        return (nats / symbols).exp()
+        return self.mean("no samples for a generative perplexity").exp()

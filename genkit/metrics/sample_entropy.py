@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genkit.errors import GenkitError
-from genkit.metrics.base import METRICS, DataMetric, flat
+from genkit.metrics.base import METRICS, Mean, flat
 from genkit.types import DataSpec
 
 
 @METRICS.register("sample_entropy")
-class SampleEntropy(DataMetric):
+class SampleEntropy(Mean):
     """Entropy of the symbols within a sample, in nats: the mean over samples of -sum_k (L_k / L) log (L_k / L).
 
     L_k: how often symbol k stands in a sample of L symbols, fixed ones (boundaries) left out. It shows collapse, which
@@ -27,17 +26,9 @@ class SampleEntropy(DataMetric):
     needs = "symbols without an order"
     higher_is_better = None
 
-    sums: Tensor
-
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
         return spec.levels is not None and not spec.ordered and not spec.modalities
-
-    def __init__(self, spec: DataSpec) -> None:
-        self.require(spec)
-        super().__init__()
-        self.spec = spec
-        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")  # rows, entropy
 
     def update(self, x: Tensor) -> None:
         symbols = flat(x, self.spec).long()
@@ -46,10 +37,7 @@ class SampleEntropy(DataMetric):
         counts[:, list(self.spec.fixed)] = 0
         p = counts / counts.sum(1, keepdim=True).clamp(min=1)
         values = -torch.special.xlogy(p, p).sum(1)
-        self.sums += torch.stack((torch.ones_like(values), values)).sum(1)
+        self.add(values.sum(), len(values))
 
     def compute(self) -> Tensor:
-        rows, total = self.sums
-        if rows == 0:
-            raise GenkitError("no samples to take the entropy of")
-        return total / rows
+        return self.mean("no samples to take the entropy of")

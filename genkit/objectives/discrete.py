@@ -8,7 +8,7 @@ N values of a sample in the order of its tokens; a token of S symbols (an image 
 
 from __future__ import annotations
 
-import abc
+import math
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,9 @@ class Discrete(Objective):
         modelled[list(spec.fixed)] = False
         self.modelled: Tensor
         self.register_buffer("modelled", modelled, persistent=False)
+        self.alphabet: Tensor  # the symbols that are modelled, without a search on the device at each step
+        alphabet = [symbol for symbol in range(self.vocabulary) if symbol not in set(spec.fixed)]
+        self.register_buffer("alphabet", torch.tensor(alphabet), persistent=False)
         kinds = modelled.repeat(1 + len(spec.modalities), 1)  # the symbols of none, and of each modality
         for kind, modality in zip(kinds[1:], spec.modalities, strict=True):
             kind[: modality.first] = kind[modality.stop :] = False
@@ -140,7 +143,7 @@ class Discrete(Objective):
 
     def noise(self) -> Noise:
         """What symbols are at t=0."""
-        return Noise(self.modelled.nonzero()[:, 0], self.mask)
+        return Noise(self.alphabet, self.mask)
 
     def predict(self, alpha: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
         """Logits (R, N, V) of the values of noisy symbols, at a share alpha of revealed ones."""
@@ -241,9 +244,10 @@ class Diffused(Discrete):
         self.schedule: Schedule = SCHEDULES.build(schedule)
         self.times: Times = TIMES.build(times)
 
-    @abc.abstractmethod
     def gap(self, x: Tensor, alpha: Tensor, y: Tensor | None, *, generator: Generator = None) -> Tensor:
         """The integrand at alpha (B,) for one draw of x_t: nats summed over a row, (B,)."""
+        x_t, noisy = self.corrupt(x, alpha, generator=generator)
+        return self.cost(x, x_t, noisy, alpha, y)
 
     def draw_times(self, n: int, *, generator: Generator = None) -> Tensor:
         return self.times(torch.empty(n, device=self.device), generator=generator)
@@ -254,8 +258,9 @@ class Diffused(Discrete):
         noisy = (chance >= alpha[:, None].to(chance.dtype)) & ~self.given(x)
         return torch.where(noisy, self.noise().draw(x, generator=generator), x), noisy
 
-    def hidden(self, x: Tensor, x_t: Tensor, noisy: Tensor, alpha: Tensor, y: Tensor | None) -> Tensor:
-        """The integrand (B,) of masks for one x_t: -log p of what is masked, over the share 1 - alpha that is."""
+    def cost(self, x: Tensor, x_t: Tensor, noisy: Tensor, alpha: Tensor, y: Tensor | None) -> Tensor:
+        """The integrand in alpha for one x_t, summed over a row (B,); of masks the -log p of what is masked, over the
+        share 1 - alpha that is."""
         return (self.surprise(x, x_t, alpha, y) * noisy).sum(1) / (1 - alpha).clamp(min=TINY)
 
     def per_symbol(self, nats: Tensor, x: Tensor) -> Tensor:
@@ -300,7 +305,7 @@ class Diffused(Discrete):
         first, last = self.schedule.ends
         nats: Tensor | float = 0.0
         if first > 0:
-            nats = nats + first * (~self.given(x)).sum(1) * torch.log(self.modelled.sum())
+            nats = nats + first * (~self.given(x)).sum(1) * math.log(len(self.alphabet))
         if last < 1:
             alpha = torch.full((len(x),), last, device=x.device)
             x_t, noisy = self.corrupt(x, alpha, generator=generator)

@@ -72,17 +72,16 @@ class DiscreteFlowMatching(Diffused):
             )
 
     def noise(self) -> Noise:
-        return Noise(self.modelled.nonzero()[:, 0], None if self.uniform else self.mask)
+        return Noise(self.alphabet, None if self.uniform else self.mask)
 
     def predict(self, alpha: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
         """Logits of p(x1 | x_t): those of the network, plus the log-likelihood of x_t given each value."""
         logits = self.logits(x, alpha, y)
         if not self.uniform:
             return logits
-        odds = (
-            alpha / (1 - alpha).clamp(min=TINY) * self.modelled.sum()
-        )  # log-ratio of q(x_t | x_t) to q(x_t | z)
-        gain = torch.log1p(odds).expand(len(x))[:, None, None].to(logits.dtype)
+        odds = alpha / (1 - alpha).clamp(min=TINY) * len(self.alphabet)
+        log_ratio = torch.log1p(odds)  # of q(x_t | x_t) to q(x_t | z), z another symbol
+        gain = log_ratio.expand(len(x))[:, None, None].to(logits.dtype)
         own = x[..., None].clamp(max=self.vocabulary - 1)
         return logits.scatter_add(-1, own, gain.expand(*x.shape, 1))
 
@@ -94,21 +93,16 @@ class DiscreteFlowMatching(Diffused):
         x_t, noisy = self.corrupt(x, alpha, generator=generator)
         x_t = self.drop_prompt(x, x_t, generator=generator)
         if self.weighting == "bound":
-            nats = self.schedule.d_alpha(t) * self.divergence(x, x_t, noisy, alpha, y)
+            nats = self.schedule.d_alpha(t) * self.cost(x, x_t, noisy, alpha, y)
         else:
             asked = ~self.given(x) if self.uniform else noisy
             nats = (self.surprise(x, x_t, alpha, y) * asked).sum(1)
         return {"loss": self.per_symbol(nats, x)}
 
-    def gap(self, x: Tensor, alpha: Tensor, y: Tensor | None, *, generator: Generator = None) -> Tensor:
-        x_t, noisy = self.corrupt(x, alpha, generator=generator)
-        return self.divergence(x, x_t, noisy, alpha, y)
-
-    def divergence(self, x: Tensor, x_t: Tensor, noisy: Tensor, alpha: Tensor, y: Tensor | None) -> Tensor:
-        """The bound's integrand in alpha for one x_t, summed over a row (B,)."""
+    def cost(self, x: Tensor, x_t: Tensor, noisy: Tensor, alpha: Tensor, y: Tensor | None) -> Tensor:
         if not self.uniform:
-            return self.hidden(x, x_t, noisy, alpha, y)
-        size, alpha = self.modelled.sum(), alpha[:, None].clamp(TINY, 1 - TINY)
+            return super().cost(x, x_t, noisy, alpha, y)
+        size, alpha = len(self.alphabet), alpha[:, None].clamp(TINY, 1 - TINY)
         other = (1 - alpha) / size  # q of a symbol that is not x1
         same, q1 = x_t == x, alpha + other
         q = torch.where(same, q1, other)

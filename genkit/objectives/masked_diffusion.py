@@ -80,8 +80,4 @@ class MaskedDiffusion(Diffused):
             x, noisy = torch.cat((x, x)), torch.cat((noisy, other))
             y = None if y is None else torch.cat((y, y))
         x_t = self.drop_prompt(x, x_t, generator=generator)
-        return {"loss": self.per_symbol(rate * self.hidden(x, x_t, noisy, alpha, y), x)}
-
-    def gap(self, x: Tensor, alpha: Tensor, y: Tensor | None, *, generator: Generator = None) -> Tensor:
-        x_t, noisy = self.corrupt(x, alpha, generator=generator)
-        return self.hidden(x, x_t, noisy, alpha, y)
+        return {"loss": self.per_symbol(rate * self.cost(x, x_t, noisy, alpha, y), x)}

@@ -79,7 +79,7 @@ class Denoiser:
 
 
 class Unmasker(abc.ABC):
-    """Reveals the free symbols of a batch.
+    """Reveals the free symbols of a batch: write `sample`, or as most do the steps of a `Stepwise`.
 
     temperature: of the drawn values; 0 takes the most probable. top_p: values are drawn from the smallest set of
         probability at least top_p (Holtzman et al., https://arxiv.org/abs/1904.09751).
@@ -95,7 +95,7 @@ class Unmasker(abc.ABC):
             raise GenkitError(f"top_p must be in (0, 1], not {top_p}")
         self.temperature, self.top_p = temperature, top_p
 
-    @torch.no_grad()
+    @abc.abstractmethod
     def sample(
         self, predict: Predict, x: Tensor, free: Tensor, noise: Noise, *, generator: Generator = None
     ) -> Unmasked:
@@ -103,11 +103,6 @@ class Unmasker(abc.ABC):
 
         Raises GenkitError for a method that needs masks where there are none.
         """
-        self.check(noise)
-        model = Denoiser(predict, noise, self.temperature, self.top_p, generator)
-        for alpha, target in self.moments(int(free.sum(1).max())):
-            x = self.step(model, x, free, alpha, target)
-        return Unmasked(x, model.calls, model.rows / len(x))
 
     def check(self, noise: Noise) -> None:
         """Raises GenkitError for noise that this method cannot take away."""
@@ -122,16 +117,30 @@ class Unmasker(abc.ABC):
         """This method with another number of steps, where it has one; null for one symbol a step."""
         return self
 
-    @abc.abstractmethod
+
+class Stepwise(Unmasker):
+    """The one loop: a step for each of `moments`."""
+
+    @torch.no_grad()
+    def sample(
+        self, predict: Predict, x: Tensor, free: Tensor, noise: Noise, *, generator: Generator = None
+    ) -> Unmasked:
+        self.check(noise)
+        model = Denoiser(predict, noise, self.temperature, self.top_p, generator)
+        for alpha, target in self.moments(int(free.sum(1).max())):
+            x = self.step(model, x, free, alpha, target)
+        return Unmasked(x, model.calls, model.rows / len(x))
+
     def moments(self, count: int) -> Iterator[tuple[float, float]]:
-        """(alpha before, alpha after) of each step, for at most `count` free symbols a row."""
+        """(alpha before, alpha after) of each step, for at most `count` free symbols a row: here one symbol a step."""
+        return ((i / count, (i + 1) / count) for i in range(count))
 
     @abc.abstractmethod
     def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
         """x at alpha -> x at target."""
 
 
-class Scheduled(Unmasker):
+class Scheduled(Stepwise):
     """A method with a number of steps, equal in the time of a schedule.
 
     steps: null for one symbol a step. schedule: alpha at equal times; cosine reveals few symbols first.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from genkit.errors import GenkitError
 from genkit.paths.base import Schedule
 from genkit.types import Generator
-from genkit.unmasking.base import UNMASKERS, Denoiser, Looking, Unmasker
+from genkit.unmasking.base import UNMASKERS, Denoiser, Looking, Stepwise
 
 
 @UNMASKERS.register("confidence")
@@ -57,7 +56,7 @@ class Margin(Looking):
 
 
 @UNMASKERS.register("entropy")
-class EntropyBounded(Unmasker):
+class EntropyBounded(Stepwise):
     """As many symbols a step as an error bound allows, the surest first; as many steps as that takes.
 
     In order of entropy H, the largest set with sum H - max H <= bound (nats), at least one symbol. The bound limits the
@@ -71,9 +70,6 @@ class EntropyBounded(Unmasker):
         if not 0 <= bound < math.inf:
             raise GenkitError(f"entropy: bound must not be negative, not {bound}")
         self.bound = bound
-
-    def moments(self, count: int) -> Iterator[tuple[float, float]]:
-        return ((i / count, (i + 1) / count) for i in range(count))  # at most: it may be done before
 
     def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
         noisy = free & model.noise.marks(x)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.types import Generator
-from genkit.unmasking.base import UNMASKERS, Denoiser, Noise, Predict, Unmasked, Unmasker, highest
+from genkit.unmasking.base import UNMASKERS, Denoiser, Noise, Predict, Stepwise, Unmasked, Unmasker, highest
 
 
 @UNMASKERS.register("left_to_right")
-class LeftToRight(Unmasker):
+class LeftToRight(Stepwise):
     """One symbol a step, from the first to the last: how autoregressive models are sampled."""
-
-    def moments(self, count: int) -> Iterator[tuple[float, float]]:
-        return ((i / count, (i + 1) / count) for i in range(count))
 
     def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
         noisy = free & model.noise.marks(x)
@@ -72,9 +67,3 @@ class Blockwise(Unmasker):
             done = within.sample(of_all, x, part, noise, generator=generator)
             x, nfe, passes, before = done.x, nfe + done.nfe, passes + done.passes, before + share
         return Unmasked(x, nfe, passes)
-
-    def moments(self, count: int) -> Iterator[tuple[float, float]]:
-        return self.within.moments(count)
-
-    def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
-        return self.within.step(model, x, free, alpha, target)

@@ -76,7 +76,7 @@ def expected(integrand: Any) -> Tensor:
 
 def enumerated(objective: DiscreteFlowMatching) -> Tensor:
     """The bound (S,) in nats."""
-    return expected(lambda x, x_t, alpha: objective.divergence(x, x_t, x != x_t, alpha, None))
+    return expected(lambda x, x_t, alpha: objective.cost(x, x_t, x != x_t, alpha, None))
 
 
 def likelihood(objective: DiscreteFlowMatching) -> Tensor:
