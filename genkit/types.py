@@ -166,6 +166,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def paired(self) -> Pair:
+        """The pair. Raises GenkitError for a batch that did not go through `prepare`."""
+        if self.pair is None:
+            raise GenkitError("loss takes a batch that went through prepare()")
+        return self.pair
+
 
 class Point(NamedTuple):
     """A point of a path: x_t, its velocity u_t, and the conditional score where the path gives one."""

@@ -2,50 +2,35 @@
 
     (x0, x1) ~ coupling,  t ~ times,  x_t, u_t = path(x0, x1, t)
     loss = E | v(t, x_t, y) - u_t |^2
-    sample: dx/dt = v(t, x, y) from x(0) ~ source to x(1)
-    log p(x1) = log p0(x0) - int_0^1 div v(t, x(t)) dt
 
 Lipman et al., https://arxiv.org/abs/2210.02747; Liu et al., https://arxiv.org/abs/2209.03003; Albergo &
-Vanden-Eijnden, https://arxiv.org/abs/2209.15571. Likelihood: Chen et al., Neural ODEs,
-https://arxiv.org/abs/1806.07366; Grathwohl et al., FFJORD, https://arxiv.org/abs/1810.01367.
+Vanden-Eijnden, https://arxiv.org/abs/2209.15571.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from genkit.backbone import Condition, Head, ModelOptions, Stem, twice_differentiable
+from genkit.backbone import ModelOptions
 from genkit.couplings import COUPLINGS, Coupling
 from genkit.data.base import DATASETS, Dataset, Encoded, Split
 from genkit.data.densities import DensitySource
-from genkit.data.views import Continuous
-from genkit.errors import GenkitError
-from genkit.guidance import Guidance, guided
-from genkit.objectives.base import OBJECTIVES, Objective, weighted_mean
-from genkit.paths import PATHS, TIMES, Path, Times
-from genkit.solvers import SOLVERS, Solver
-from genkit.types import Batch, DataSpec, Field, Generator, LogProb, Sample, Source, StandardNormal
-
-Divergence = Literal["auto", "exact", "hutchinson"]
-EXACT_DIMS = 16  # up to here the exact divergence is the default
+from genkit.objectives.base import OBJECTIVES, weighted_mean
+from genkit.objectives.flow import Flow
+from genkit.paths import Path, Times
+from genkit.types import Batch, DataSpec, Generator, StandardNormal
 
 
 @OBJECTIVES.register("flow_matching")
-class FlowMatching(Objective):
+class FlowMatching(Flow):
     """Flow matching over any coupling and path; velocity prediction.
 
     source: a 2-D density as the distribution at t=0; null for the standard normal.
     noise, sigma: how data are read (see `Continuous`).
     """
-
-    samplers = SOLVERS
-    default_sampler = "heun"
-    source: Source
 
     def __init__(
         self,
@@ -61,16 +46,19 @@ class FlowMatching(Objective):
         noise: Literal["uniform", "gaussian", "none"] | None = None,
         sigma: float = 0.0,
     ) -> None:
-        super().__init__(spec, model, conditional=conditional, label_dropout=label_dropout)
-        self.view = Continuous(spec, noise=noise, sigma=sigma)
+        super().__init__(
+            spec,
+            model,
+            path=path,
+            times=times,
+            conditional=conditional,
+            label_dropout=label_dropout,
+            noise=noise,
+            sigma=sigma,
+        )
         self.coupling: Coupling = COUPLINGS.build(coupling)
-        self.path: Path = PATHS.build(path)
-        self.times: Times = TIMES.build(times)
-        self.source: Source = StandardNormal() if source is None else DensitySource(DATASETS.build(source))
+        self.source = StandardNormal() if source is None else DensitySource(DATASETS.build(source))
         self.coupling.source = self.source
-        self.stem = Stem(self.tokens, model.width)
-        self.condition = Condition(model.width, classes=self.classes, time=True)
-        self.head = Head(model.width, self.tokens.dim)
 
     def check_teacher(self, teacher: Any) -> None:
         super().check_teacher(teacher)
@@ -88,9 +76,7 @@ class FlowMatching(Objective):
         return batch
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        pair = batch.pair
-        if pair is None:
-            raise GenkitError("loss takes a batch that went through prepare()")
+        pair = batch.paired
         t = self.times(pair.x1, generator=generator)
         point = self.path(pair.x0, pair.x1, t, generator=generator)
         v = self.velocity(t, point.x_t, self.drop_label(pair.y, generator=generator))
@@ -102,156 +88,13 @@ class FlowMatching(Objective):
 
     def velocity(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         """v(t, x, y): t scalar or (B,), x (B, ...), y (B,) with -1 for the null class."""
-        cond = self.condition(len(x), t=t, y=y)
-        h = self.stem(self.tokens.split(x))
-        h = self.backbone(h, cond, pos=self.positions)
-        return self.tokens.join(self.head(h, cond))
+        return self.network(t, x, y)
 
-    def field(self, y: Tensor | None = None, guidance: Guidance | None = None) -> Field:
-        """The velocity for classes y as a field that solvers take, with what else is valid for it."""
-        no_score = None
+    @property
+    def no_score(self) -> str | None:
         if not self.source.gaussian:
-            no_score = "its source is not a Gaussian"
-        elif not self.coupling.independent:
-            no_score = (
-                f"it was trained with the coupling '{COUPLINGS.name_of(self.coupling)}', not 'independent'"
-            )
-        return Field(guided(self.velocity, y, guidance), self.path.coefficients, no_score)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        y: Tensor | None = None,
-        *,
-        sampler: Solver | str | None = None,
-        guidance: Guidance | None = None,
-        return_log_prob: bool = False,
-        generator: Generator = None,
-        start: Tensor | None = None,
-    ) -> Sample:
-        """`sampler`: a solver (default: heun with 16 steps). `start`: source samples to begin from."""
-        solver = SOLVERS.build(self.default_sampler if sampler is None else sampler)
-        y = self.labels(n, y, guidance, log_prob=return_log_prob)
-        x0 = self.start(n, generator=generator) if start is None else start
-        field, log_prob = self.field(y, guidance), None
-        if return_log_prob:
-            augmented, pack, unpack = with_divergence(field, x0, generator=generator)
-            solution = solver.solve(augmented, pack(x0), generator=generator)
-            x, change = unpack(solution.x)
-            log_prob = estimate(self.source.log_prob(x0)[:, None] + change)
-        else:
-            solution = solver.solve(field, x0, generator=generator)
-            x = solution.x
-        branches = 2 if guidance is not None and guidance.active and y is not None else 1
-        return Sample(
-            self.view.decode(x), solution.nfe, float(solution.nfe * branches * self.tokens.length), log_prob
-        )
-
-    @torch.no_grad()
-    def trajectory(
-        self,
-        n: int,
-        y: Tensor | None = None,
-        *,
-        sampler: Solver | str,
-        generator: Generator = None,
-    ) -> tuple[list[Tensor], Tensor]:
-        """The states (B, ...) that the solver passes through, encoded, and their times."""
-        solver = SOLVERS.build(sampler)
-        x0 = self.start(n, generator=generator)
-        solution = solver.solve(self.field(self.labels(n, y)), x0, generator=generator, keep=True)
-        return solution.trajectory, solver.times()
-
-    def start(self, n: int, *, generator: Generator = None) -> Tensor:
-        """n samples of the source (n, ...)."""
-        return self.source.sample(torch.empty(n, *self.spec.shape, device=self.device), generator=generator)
-
-    def log_prob(
-        self,
-        x: Tensor,
-        y: Tensor | None = None,
-        *,
-        sampler: Solver | str | None = None,
-        divergence: Divergence = "auto",
-        probes: int = 2,
-        generator: Generator = None,
-    ) -> LogProb:
-        """Integrates from the data back to the source (default: rk4 with 32 steps).
-
-        divergence: `exact` takes one backward pass a dimension, `hutchinson` one a probe, with the standard
-        error over the probes; `auto` is exact up to 16 dimensions. Gradients flow to x and to the weights
-        where they are enabled and required; else no graph is kept.
-        """
-        solver = SOLVERS.build({"name": "rk4", "steps": 32} if sampler is None else sampler)
-        x1, y = self.encoded_for_likelihood(x, y, generator)
-        wanted = x1.requires_grad or any(p.requires_grad for p in self.parameters())
-        augmented, pack, unpack = with_divergence(
-            self.field(y),
-            x1,
-            divergence=divergence,
-            probes=probes,
-            generator=generator,
-            differentiable=torch.is_grad_enabled() and wanted,
-        )
-        x0, change = unpack(solver.solve(augmented, pack(x1), times=solver.times().flip(0)).x)
-        return estimate(self.source.log_prob(x0)[:, None] - change + self.view.log_volume)
-
-
-def estimate(values: Tensor) -> LogProb:
-    """The mean of estimates (B, probes), with its standard error where there are several."""
-    stderr = values.std(1) / values.shape[1] ** 0.5 if values.shape[1] > 1 else None
-    return LogProb(values.mean(1), "estimate", stderr)
-
-
-def with_divergence(
-    field: Callable[[Tensor, Tensor], Tensor],
-    like: Tensor,
-    *,
-    divergence: Divergence = "auto",
-    probes: int = 2,
-    generator: Generator = None,
-    differentiable: bool = False,
-) -> tuple[
-    Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor], tuple[Tensor, Tensor]]
-]:
-    """The field of (x, l) with dl/dt = -div f, packed as (B, D + P), and how to pack and unpack.
-
-    Hutchinson: div f ~ e . (df/dx) e with Rademacher probes e, fixed along the trajectory, one column of l each.
-    differentiable: keep the graph, for gradients of l (second derivatives of the field).
-    """
-    if probes < 1:
-        raise GenkitError(f"the number of probes must be at least 1, not {probes}")
-    shape, dims = like.shape, like[0].numel()
-    if divergence == "auto":
-        divergence = "exact" if dims <= EXACT_DIMS else "hutchinson"
-    if divergence == "exact":
-        directions = torch.eye(dims, dtype=like.dtype, device=like.device)[:, None].expand(-1, shape[0], -1)
-    else:
-        signs = torch.rand(probes, shape[0], dims, dtype=like.dtype, device=like.device, generator=generator)
-        directions = (signs < 0.5).to(like.dtype) * 2 - 1
-
-    def augmented(t: Tensor, packed: Tensor) -> Tensor:
-        with torch.enable_grad(), twice_differentiable() if differentiable else nullcontext():
-            x = packed[:, :dims]
-            x = x if x.requires_grad else x.requires_grad_()
-            v = field(t, x.reshape(shape)).flatten(1)
-            products = [
-                (torch.autograd.grad(v, x, e, retain_graph=True, create_graph=differentiable)[0] * e).sum(1)
-                for e in directions
-            ]
-        div = torch.stack(products, dim=1)
-        if divergence == "exact":
-            div = div.sum(1, keepdim=True)
-        out = torch.cat((v, -div), dim=1)
-        return out if differentiable else out.detach()
-
-    columns = 1 if divergence == "exact" else probes
-
-    def pack(x: Tensor) -> Tensor:
-        return torch.cat((x.flatten(1), x.new_zeros(len(x), columns)), dim=1)
-
-    def unpack(packed: Tensor) -> tuple[Tensor, Tensor]:
-        return packed[:, :dims].reshape(shape), packed[:, dims:]
-
-    return augmented, pack, unpack
+            return "its source is not a Gaussian"
+        if not self.coupling.independent:
+            name = COUPLINGS.name_of(self.coupling)
+            return f"it was trained with the coupling '{name}', not 'independent'"
+        return None

@@ -13,7 +13,8 @@ from torch import Tensor
 from genkit.couplings import COUPLINGS
 from genkit.data.densities import DensitySource
 from genkit.errors import GenkitError
-from genkit.objectives.flow_matching import FlowMatching, with_divergence
+from genkit.objectives.flow import with_divergence
+from genkit.objectives.flow_matching import FlowMatching
 from genkit.paths import PATHS
 from genkit.randomness import keyed_generator
 from genkit.solvers import SOLVERS

@@ -1,0 +1,224 @@
+"""Flows of pairs: what all models of a velocity on a path share, whatever they are trained by.
+
+    sample: dx/dt = v(t, x, y) from x(0) ~ source to x(1)
+    log p(x1) = log p0(x0) - int_0^1 div v(t, x(t)) dt
+
+Likelihood: Chen et al., Neural ODEs, https://arxiv.org/abs/1806.07366; Grathwohl et al., FFJORD,
+https://arxiv.org/abs/1810.01367.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genkit.backbone import Condition, Head, ModelOptions, Stem, twice_differentiable
+from genkit.data.views import Continuous
+from genkit.errors import GenkitError
+from genkit.guidance import Guidance, guided
+from genkit.objectives.base import Objective
+from genkit.paths import PATHS, TIMES, Path, Times
+from genkit.solvers import SOLVERS, Solver
+from genkit.types import DataSpec, Field, Generator, LogProb, Sample, Source, StandardNormal
+
+Divergence = Literal["auto", "exact", "hutchinson"]
+EXACT_DIMS = 16  # up to here the exact divergence is the default
+
+
+class Flow(Objective):
+    """A velocity v(t, x, y) on a Gaussian-form path from a source.
+
+    outputs: values that the head gives for each token; null for as many as a token has.
+    """
+
+    samplers = SOLVERS
+    default_sampler = "heun"
+    source: Source = StandardNormal()
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        model: ModelOptions,
+        *,
+        path: Path | str,
+        times: Times | str,
+        conditional: bool,
+        label_dropout: float,
+        noise: Literal["uniform", "gaussian", "none"] | None,
+        sigma: float,
+        outputs: int | None = None,
+    ) -> None:
+        super().__init__(spec, model, conditional=conditional, label_dropout=label_dropout)
+        self.view: Continuous = Continuous(spec, noise=noise, sigma=sigma)
+        self.path: Path = PATHS.build(path)
+        self.times: Times = TIMES.build(times)
+        self.stem = Stem(self.tokens, model.width)
+        self.condition = Condition(model.width, classes=self.classes, time=True)
+        self.head = Head(model.width, outputs or self.tokens.dim)
+
+    @property
+    def no_score(self) -> str | None:
+        """Why the velocity gives no score; None where it does (Gaussian source, independent pairs)."""
+        return None
+
+    def outputs(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """What the head gives (B, L, outputs): t scalar or (B,), x (B, ...), y (B,) with -1 for the null class."""
+        cond = self.condition(len(x), t=t, y=y)
+        h = self.stem(self.tokens.split(x))
+        h = self.backbone(h, cond, pos=self.positions)
+        return self.head(h, cond)
+
+    def network(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The outputs in the shape of x (B, ...)."""
+        return self.tokens.join(self.outputs(t, x, y))
+
+    @abc.abstractmethod
+    def velocity(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """v(t, x, y) (B, ...)."""
+
+    def field(self, y: Tensor | None = None, guidance: Guidance | None = None) -> Field:
+        """The velocity for classes y as a field that solvers take, with what else is valid for it."""
+        return Field(guided(self.velocity, y, guidance), self.path.coefficients, self.no_score)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        sampler: Solver | str | None = None,
+        guidance: Guidance | None = None,
+        return_log_prob: bool = False,
+        generator: Generator = None,
+        start: Tensor | None = None,
+    ) -> Sample:
+        """`sampler`: a solver (default: heun with 16 steps). `start`: source samples to begin from."""
+        solver = SOLVERS.build(self.default_sampler if sampler is None else sampler)
+        y = self.labels(n, y, guidance, log_prob=return_log_prob)
+        x0 = self.start(n, generator=generator) if start is None else start
+        field, log_prob = self.field(y, guidance), None
+        if return_log_prob:
+            augmented, pack, unpack = with_divergence(field, x0, generator=generator)
+            solution = solver.solve(augmented, pack(x0), generator=generator)
+            x, change = unpack(solution.x)
+            log_prob = estimate(self.source.log_prob(x0)[:, None] + change)
+        else:
+            solution = solver.solve(field, x0, generator=generator)
+            x = solution.x
+        branches = 2 if guidance is not None and guidance.active and y is not None else 1
+        return Sample(
+            self.view.decode(x), solution.nfe, float(solution.nfe * branches * self.tokens.length), log_prob
+        )
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        sampler: Solver | str,
+        generator: Generator = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """The states (B, ...) that the solver passes through, encoded, and their times."""
+        solver = SOLVERS.build(sampler)
+        x0 = self.start(n, generator=generator)
+        solution = solver.solve(self.field(self.labels(n, y)), x0, generator=generator, keep=True)
+        return solution.trajectory, solver.times()
+
+    def start(self, n: int, *, generator: Generator = None) -> Tensor:
+        """n samples of the source (n, ...)."""
+        return self.source.sample(torch.empty(n, *self.spec.shape, device=self.device), generator=generator)
+
+    def log_prob(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        sampler: Solver | str | None = None,
+        divergence: Divergence = "auto",
+        probes: int = 2,
+        generator: Generator = None,
+    ) -> LogProb:
+        """Integrates from the data back to the source (default: rk4 with 32 steps).
+
+        divergence: `exact` takes one backward pass a dimension, `hutchinson` one a probe, with the standard
+        error over the probes; `auto` is exact up to 16 dimensions. Gradients flow to x and to the weights
+        where they are enabled and required; else no graph is kept.
+        """
+        solver = SOLVERS.build({"name": "rk4", "steps": 32} if sampler is None else sampler)
+        x1, y = self.encoded_for_likelihood(x, y, generator)
+        wanted = x1.requires_grad or any(p.requires_grad for p in self.parameters())
+        augmented, pack, unpack = with_divergence(
+            self.field(y),
+            x1,
+            divergence=divergence,
+            probes=probes,
+            generator=generator,
+            differentiable=torch.is_grad_enabled() and wanted,
+        )
+        x0, change = unpack(solver.solve(augmented, pack(x1), times=solver.times().flip(0)).x)
+        return estimate(self.source.log_prob(x0)[:, None] - change + self.view.log_volume)
+
+
+def estimate(values: Tensor) -> LogProb:
+    """The mean of estimates (B, probes), with its standard error where there are several."""
+    stderr = values.std(1) / values.shape[1] ** 0.5 if values.shape[1] > 1 else None
+    return LogProb(values.mean(1), "estimate", stderr)
+
+
+def with_divergence(
+    field: Callable[[Tensor, Tensor], Tensor],
+    like: Tensor,
+    *,
+    divergence: Divergence = "auto",
+    probes: int = 2,
+    generator: Generator = None,
+    differentiable: bool = False,
+) -> tuple[
+    Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor], tuple[Tensor, Tensor]]
+]:
+    """The field of (x, l) with dl/dt = -div f, packed as (B, D + P), and how to pack and unpack.
+
+    Hutchinson: div f ~ e . (df/dx) e with Rademacher probes e, fixed along the trajectory, one column of l each.
+    differentiable: keep the graph, for gradients of l (second derivatives of the field).
+    """
+    if probes < 1:
+        raise GenkitError(f"the number of probes must be at least 1, not {probes}")
+    shape, dims = like.shape, like[0].numel()
+    if divergence == "auto":
+        divergence = "exact" if dims <= EXACT_DIMS else "hutchinson"
+    if divergence == "exact":
+        directions = torch.eye(dims, dtype=like.dtype, device=like.device)[:, None].expand(-1, shape[0], -1)
+    else:
+        signs = torch.rand(probes, shape[0], dims, dtype=like.dtype, device=like.device, generator=generator)
+        directions = (signs < 0.5).to(like.dtype) * 2 - 1
+
+    def augmented(t: Tensor, packed: Tensor) -> Tensor:
+        with torch.enable_grad(), twice_differentiable() if differentiable else nullcontext():
+            x = packed[:, :dims]
+            x = x if x.requires_grad else x.requires_grad_()
+            v = field(t, x.reshape(shape)).flatten(1)
+            products = [
+                (torch.autograd.grad(v, x, e, retain_graph=True, create_graph=differentiable)[0] * e).sum(1)
+                for e in directions
+            ]
+        div = torch.stack(products, dim=1)
+        if divergence == "exact":
+            div = div.sum(1, keepdim=True)
+        out = torch.cat((v, -div), dim=1)
+        return out if differentiable else out.detach()
+
+    columns = 1 if divergence == "exact" else probes
+
+    def pack(x: Tensor) -> Tensor:
+        return torch.cat((x.flatten(1), x.new_zeros(len(x), columns)), dim=1)
+
+    def unpack(packed: Tensor) -> tuple[Tensor, Tensor]:
+        return packed[:, :dims].reshape(shape), packed[:, dims:]
+
+    return augmented, pack, unpack
