@@ -19,7 +19,7 @@ from torch import Tensor
 from genkit.errors import GenkitError
 
 Generator = torch.Generator | None
-Kind = Literal["exact", "bound", "estimate"]
+Kind = Literal["exact", "bound", "estimate", "unnormalized"]
 
 
 class Modality(NamedTuple):

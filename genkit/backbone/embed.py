@@ -114,16 +114,15 @@ class SymbolStem(nn.Module):
 class Head(nn.Module):
     """Final norm, scaled and shifted by the condition, and a projection that starts at zero: (B, L, W) -> (B, L, D).
 
-    Computed in the precision of its weights, also under autocast.
+    Computed in the precision of its weights, also under autocast. bias: of the projection.
     """
 
-    def __init__(self, width: int, dim: int) -> None:
+    def __init__(self, width: int, dim: int, *, bias: bool = True) -> None:
         super().__init__()
         self.modulation = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, dim)
-        for linear in (self.modulation, self.proj):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        self.proj = nn.Linear(width, dim, bias=bias)
+        for p in self.parameters():
+            nn.init.zeros_(p)
 
     def forward(self, h: Tensor, cond: Tensor) -> Tensor:
         dtype = self.proj.weight.dtype

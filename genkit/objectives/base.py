@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from genkit.errors import GenkitError
 from genkit.guidance import Guidance
 from genkit.registry import Registry
 from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample, Source, View
+
+T = TypeVar("T", bound="Objective")
 
 
 class Objective(nn.Module, abc.ABC):
@@ -159,6 +161,21 @@ class Objective(nn.Module, abc.ABC):
             raise GenkitError(f"data of shape {self.spec.shape} expected, not {tuple(x.shape[1:])}")
         x = self.view.encode(x.to(self.device), generator=generator)
         return x, None if self.classes is None else self.labels(len(x), y)
+
+
+class Beside(Generic[T]):
+    """A teacher beside a model: no part of it, shared with its copies (an average is one), on its device."""
+
+    def __init__(self, teacher: T) -> None:
+        self.teacher = teacher
+
+    def on(self, device: torch.device) -> T:
+        if self.teacher.device != device:
+            self.teacher.to(device)
+        return self.teacher
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Beside[T]:
+        return self
 
 
 OBJECTIVES = Registry(Objective, "objective", "genkit.objectives", given=2)

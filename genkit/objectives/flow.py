@@ -31,10 +31,7 @@ EXACT_DIMS = 16  # up to here the exact divergence is the default
 
 
 class Flow(Objective):
-    """A velocity v(t, x, y) on a Gaussian-form path from a source.
-
-    outputs: values that the head gives for each token; null for as many as a token has.
-    """
+    """A velocity v(t, x, y) on a Gaussian-form path from a source."""
 
     samplers = SOLVERS
     default_sampler = "heun"
@@ -51,7 +48,6 @@ class Flow(Objective):
         label_dropout: float,
         noise: Literal["uniform", "gaussian", "none"] | None,
         sigma: float,
-        outputs: int | None = None,
     ) -> None:
         super().__init__(spec, model, conditional=conditional, label_dropout=label_dropout)
         self.view: Continuous = Continuous(spec, noise=noise, sigma=sigma)
@@ -59,7 +55,7 @@ class Flow(Objective):
         self.times: Times = TIMES.build(times)
         self.stem = Stem(self.tokens, model.width)
         self.condition = Condition(model.width, classes=self.classes, time=True)
-        self.head = Head(model.width, outputs or self.tokens.dim)
+        self.head = Head(model.width, self.tokens.dim)
 
     @property
     def no_score(self) -> str | None:
@@ -67,7 +63,7 @@ class Flow(Objective):
         return None
 
     def outputs(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """What the head gives (B, L, outputs): t scalar or (B,), x (B, ...), y (B,) with -1 for the null class."""
+        """What the head gives (B, L, D): t scalar or (B,), x (B, ...), y (B,) with -1 for the null class."""
         cond = self.condition(len(x), t=t, y=y)
         h = self.stem(self.tokens.split(x))
         h = self.backbone(h, cond, pos=self.positions)

@@ -38,7 +38,7 @@ from genkit.backbone import ModelOptions
 from genkit.data.base import Split
 from genkit.errors import GenkitError
 from genkit.objectives.autoregressive import Autoregressive
-from genkit.objectives.base import OBJECTIVES
+from genkit.objectives.base import OBJECTIVES, Beside
 from genkit.objectives.discrete import NEVER, TINY, Diffused
 from genkit.objectives.masked_diffusion import MaskedDiffusion
 from genkit.objectives.rewards import REWARDS, Reward
@@ -135,7 +135,7 @@ class TCSM(MaskedDiffusion):
         self.ratios, self.places = ratios, positions
         symbols = self.vocabulary - len(set(spec.fixed))
         self.candidates = symbols if candidates is None else min(candidates, symbols)
-        self.teacher: Beside | None = None
+        self.teacher: Beside[Autoregressive] | None = None
         # Sampling needs p_ref, and a run folder is whole in itself: unlike other teachers this one is part of the
         # model. It has no gradients, which keeps it out of the optimizer.
         self.reference: MaskedDiffusion | None = None
@@ -295,21 +295,6 @@ class TCSM(MaskedDiffusion):
         super().train(mode)
         if self.reference is not None:
             self.reference.eval()
-        return self
-
-
-class Beside:
-    """A teacher beside a model: no part of it, shared with its copies (an average is one), on its device."""
-
-    def __init__(self, teacher: Autoregressive) -> None:
-        self.teacher = teacher
-
-    def on(self, device: torch.device) -> Autoregressive:
-        if self.teacher.device != device:
-            self.teacher.to(device)
-        return self.teacher
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Beside:
         return self
 
 
