@@ -18,7 +18,11 @@ MIXED = DataSpec(
     class_names=("zero", "one"),
     modalities=tuple(Modality(name, 0, 0, 9) for name in ("text", "image", "sound")),
 )
-TWO_SAMPLE = [name for name in METRICS.names() if METRICS.get(name).reads == "samples"]
+DISTANCES = [
+    name
+    for name in METRICS.names()
+    if METRICS.get(name).reads == "samples" and not METRICS.get(name).higher_is_better
+]
 
 
 def data_of(name):
@@ -47,7 +51,7 @@ def test_every_metric_is_built_from_a_spec_and_refuses_to_measure_nothing(name):
 
 NUMBERS = {"sliced_wasserstein", "energy_distance", "nearest"}
 APPLY = {
-    "digits": NUMBERS | {"frechet", "accuracy"},
+    "digits": NUMBERS | {"frechet", "accuracy", "precision", "recall"},
     "moons": NUMBERS,
     "pydoc": {"ngrams", "sample_entropy", "generative_perplexity"},
 }
@@ -66,7 +70,7 @@ def test_a_metric_is_built_where_it_applies_and_only_there(data):
                 METRICS.build(name, spec)
 
 
-@pytest.mark.parametrize("name", TWO_SAMPLE)
+@pytest.mark.parametrize("name", DISTANCES)
 def test_a_two_sample_metric_is_a_distance(name):
     real, same, noise = rows(name, "test", 200), rows(name, "train", 200), junk(name, 200)
 
@@ -92,7 +96,7 @@ def test_a_two_sample_metric_is_a_distance(name):
     torch.testing.assert_close(metric.compute().double(), near, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", TWO_SAMPLE)
+@pytest.mark.parametrize("name", DISTANCES)
 def test_processes_together_measure_what_one_would(name):
     """`merge_state` reduces states as a distributed run does."""
     real, samples = rows(name, "test", 90), junk(name, 60)
@@ -104,7 +108,7 @@ def test_processes_together_measure_what_one_would(name):
     torch.testing.assert_close(first.compute(), whole.compute(), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", TWO_SAMPLE)
+@pytest.mark.parametrize("name", DISTANCES)
 def test_one_row_or_another_shape_is_refused(name):
     metric = METRICS.build(name, data_of(name).spec)
     metric.update(rows(name, "test", 5), real=True)
