@@ -178,3 +178,75 @@ class Joint:
 
     def _place(self, x: Tensor, base: int) -> Tensor:
         return (x * base ** torch.arange(self.length - 1, -1, -1)).sum(1)
+
+
+@dataclass
+class GaussianMixture:
+    """Data sum_k w_k N(m_k, C_k), log w_k (K,) of any sum: densities under noise, products and powers are closed."""
+
+    log_weights: Tensor
+    means: Tensor
+    covs: Tensor
+
+    @classmethod
+    def of(cls, *parts: tuple[float, list[float], list[list[float]]]) -> GaussianMixture:
+        """Parts as (weight, mean, covariance)."""
+        weights, means, covs = (torch.tensor(each, dtype=torch.float64) for each in zip(*parts, strict=True))
+        return cls(weights.log(), means, covs)
+
+    def noised(self, alpha: Tensor, sigma: Tensor) -> GaussianMixture:
+        """The distribution of alpha x1 + sigma x0."""
+        noise = sigma**2 * torch.eye(self.means.shape[1], dtype=self.covs.dtype)
+        return GaussianMixture(self.log_weights, alpha * self.means, alpha**2 * self.covs + noise)
+
+    def density(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p_t (N,) on the linear path, and its gradient (N, D)."""
+        return self.noised(t, 1 - t).log_prob(x)
+
+    def log_prob(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p (N,) and its gradient (N, D)."""
+        roots = torch.linalg.cholesky(self.covs)
+        away = (x[:, None] - self.means).movedim(0, -1)  # (K, D, N)
+        pulls = torch.cholesky_solve(away, roots)
+        logs = self.log_weights[:, None] - (away * pulls).sum(1) / 2 + self.peaks(roots)[:, None]
+        return logs.logsumexp(0), -(logs.softmax(0)[:, None] * pulls).sum(0).T
+
+    def peaks(self, roots: Tensor) -> Tensor:
+        """Log-densities (K,) at the means, from the Cholesky factors of the covariances."""
+        spread = roots.diagonal(dim1=1, dim2=2).log().sum(1)
+        return -spread - self.means.shape[1] / 2 * math.log(2 * math.pi)
+
+    def __mul__(self, other: GaussianMixture) -> GaussianMixture:
+        """The product of the densities: a part for each pair, with weights that no longer sum to one."""
+        pairs = [(i, j) for i in range(len(self.means)) for j in range(len(other.means))]
+        logs, means, covs = [], [], []
+        for i, j in pairs:
+            a, b = torch.linalg.inv(self.covs[i]), torch.linalg.inv(other.covs[j])
+            cov = torch.linalg.inv(a + b)
+            between = torch.distributions.MultivariateNormal(other.means[j], self.covs[i] + other.covs[j])
+            logs.append(self.log_weights[i] + other.log_weights[j] + between.log_prob(self.means[i]))
+            means.append(cov @ (a @ self.means[i] + b @ other.means[j]))
+            covs.append(cov)
+        return GaussianMixture(torch.stack(logs), torch.stack(means), torch.stack(covs))
+
+    def __pow__(self, beta: float) -> GaussianMixture:
+        """The power of a single Gaussian, of any sign for which it is a density."""
+        assert len(self.means) == 1
+        peak = self.log_weights + self.peaks(torch.linalg.cholesky(self.covs))
+        covs = self.covs / beta
+        power = GaussianMixture(self.log_weights, self.means, covs)
+        return GaussianMixture(beta * peak - power.peaks(torch.linalg.cholesky(covs)), self.means, covs)
+
+    @property
+    def log_normalizer(self) -> float:
+        return float(self.log_weights.logsumexp(0))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_weights.softmax(0) @ self.means
+
+    @property
+    def cov(self) -> Tensor:
+        away = self.means - self.mean
+        each = self.covs + away[:, :, None] * away[:, None, :]
+        return (self.log_weights.softmax(0)[:, None, None] * each).sum(0)
