@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import GenkitError, choose
 
 if TYPE_CHECKING:
-    from genkit.compare.runner import Listener
+    from torch import Tensor
+
+    from genkit.recipe import Run
 
 REGISTRIES = {
     "objectives": ("genkit.objectives", "OBJECTIVES"),
@@ -31,6 +33,9 @@ REGISTRIES = {
     "guidances": ("genkit.guidance", "GUIDANCES"),
     "datasets": ("genkit.data", "DATASETS"),
     "rewards": ("genkit.objectives.rewards", "REWARDS"),
+    "targets": ("genkit.particles", "TARGETS"),
+    "resamplers": ("genkit.particles", "RESAMPLERS"),
+    "moves": ("genkit.particles", "MOVES"),
     "metrics": ("genkit.metrics", "METRICS"),
 }
 
@@ -85,6 +90,31 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--class", type=int, dest="label", metavar="CLASS", help="class (default: all in turn)"
     )
+    particles = sample.add_argument_group("particles, of energies")
+    particles.add_argument(
+        "--compose", metavar="EXPRESSION", help='classes as in "3 AND 8", "3 AND NOT 8^0.5", "0.3*3 OR 0.7*8"'
+    )
+    particles.add_argument("--beta", type=float, help="power of the density: above 1 for less variety")
+    particles.add_argument("--particles", type=int, metavar="N", help="how many (default: 256)")
+    particles.add_argument(
+        "--divide-prior", action="store_true", help="compose p(x|y)/p(x), and p(x) once, in place of p(x|y)"
+    )
+    particles.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="TARGET",
+        help="a further target, such as '{name: reward, reward: brightness, strength: 20}' (`genkit list targets`)",
+    )
+    particles.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=RUN",
+        help="another run that the expression names",
+    )
+    particles.add_argument("--resampler", help="see `genkit list resamplers`")
+    particles.add_argument("--move", help="see `genkit list moves`")
     sample.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     sample.add_argument("--device", **place)
     sample.add_argument(
@@ -181,24 +211,84 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
     writable(arguments.out or Path("samples.png"), SUFFIXES)
     run = load(arguments.run, plugins=arguments.plugin, device=device(arguments.device))
-    sample = run.sample(
-        arguments.n,
-        arguments.label,
-        solver=arguments.solver,
-        unmasker=arguments.unmasker,
-        steps=arguments.steps,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        guidance=arguments.guidance,
-        prompt=arguments.prompt,
-        task=arguments.task,
-        seed=arguments.seed,
-    )
-    x = sample.x.cpu()
-    shown = run.show(x)
+    asked = [
+        word for word in PARTICLES if getattr(arguments, word.replace("-", "_")) not in (None, False, [])
+    ]
+    if asked:
+        x, how = sample_particles(run, arguments, asked)
+    else:
+        sample = run.sample(
+            arguments.n,
+            arguments.label,
+            solver=arguments.solver,
+            unmasker=arguments.unmasker,
+            steps=arguments.steps,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            guidance=arguments.guidance,
+            prompt=arguments.prompt,
+            task=arguments.task,
+            seed=arguments.seed,
+        )
+        x, how = sample.x, f"{sample.nfe} network calls in sequence"
+    shown = run.show(x.cpu())
     out = arguments.out or Path("samples").with_suffix(suffix(shown))
-    save_samples(x, shown, run.spec, out)
-    print(f"{out}: {arguments.n} samples of {run.name}, {sample.nfe} network calls in sequence")
+    save_samples(x.cpu(), shown, run.spec, out)
+    print(f"{out}: {arguments.n} samples of {run.name}, {how}")
+
+
+PARTICLES = ("compose", "beta", "particles", "divide-prior", "control", "model", "resampler", "move")
+OTHERS = ("solver", "unmasker", "temperature", "top-p", "prompt", "task", "guidance")
+
+
+def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[str]) -> tuple[Tensor, str]:
+    """Samples drawn from weighted particles, and what is to be said of them."""
+    from genkit.particles import FeynmanKac
+    from genkit.randomness import keyed_generator
+    from genkit.recipe import load, override
+
+    for word in OTHERS:
+        if getattr(arguments, word.replace("-", "_")) is not None:
+            raise GenkitError(
+                f"--{word} is not for particles, which --{asked[0]} asks for: leave one of them out"
+            )
+    models = {}
+    for text in arguments.model:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise GenkitError(f"--model is NAME=RUN, such as --model other=runs/other, not '{text}'")
+        models[name] = load(folder, plugins=arguments.plugin, device=device(arguments.device))
+    given = {key: getattr(arguments, key) for key in ("particles", "steps", "resampler", "move")}
+    sampler = FeynmanKac(**{key: value for key, value in given.items() if value is not None})
+    if arguments.n > sampler.particles:
+        raise GenkitError(
+            f"-n {arguments.n} samples cannot be drawn from {sampler.particles} particles: raise --particles"
+        )
+    target = run.target(
+        arguments.compose,
+        label=arguments.label,
+        beta=1.0 if arguments.beta is None else arguments.beta,
+        divide_prior=arguments.divide_prior,
+        controls=[override({}, [f"control={text}"])["control"] for text in arguments.control],
+        models=models,
+    )
+    generator = keyed_generator(arguments.seed, "particles", device=run.objective.device)
+    with listening() as listener:
+        found = sampler.sample(
+            target,
+            generator=generator,
+            progress=lambda step, steps, ess, resamplings: listener.particles(
+                run.name, step, steps, ess, resamplings
+            ),
+        )
+    effective, least = f"{found.ess[-1]:.0f}", f"{min(found.ess):.0f}"
+    how = (
+        f"from {sampler.particles} particles, of which {effective} effective at the end ({least} at least), "
+        f"{found.resamplings} resamplings, {found.evaluations} network calls in sequence"
+    )
+    if found.acceptance is not None:
+        how += f", {found.acceptance:.0%} of moves accepted"
+    return target.decode(found.draw(arguments.n, generator=generator)), how
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -282,7 +372,7 @@ def device(name: str) -> str:
 
 
 @contextmanager
-def listening() -> Iterator[Listener]:
+def listening() -> Iterator[Bars]:
     """A bar for each run on a terminal, a line now and then elsewhere."""
     from rich.console import Console
     from rich.progress import (
@@ -317,15 +407,24 @@ class Bars:
 
     def training(self, arm: str, step: int, steps: int, loss: float) -> None:
         self._bar(arm, total=steps, completed=step, note=f"loss {loss:.4f}")
-        tenth = 10 * step // steps
-        if self.plain and tenth > self.told.get(arm, 0):
-            self.told[arm] = tenth
-            print(f"{arm}: step {step}/{steps}, loss {loss:.4f}", file=sys.stderr, flush=True)
+        self._tell(arm, step, steps, f"loss {loss:.4f}")
+
+    def particles(self, run: str, step: int, steps: int, ess: float, resamplings: int) -> None:
+        note = f"{ess:.0f} effective, {resamplings} resamplings"
+        self._bar(run, total=steps, completed=step, note=note)
+        self._tell(run, step, steps, note)
 
     def message(self, arm: str, text: str) -> None:
         self._bar(arm, note=text)
         if self.plain:
             print(f"{arm}: {text}", file=sys.stderr, flush=True)
+
+    def _tell(self, arm: str, step: int, steps: int, note: str) -> None:
+        """A line each tenth of the way, where there are no bars."""
+        tenth = 10 * step // steps
+        if self.plain and tenth > self.told.get(arm, 0):
+            self.told[arm] = tenth
+            print(f"{arm}: step {step}/{steps}, {note}", file=sys.stderr, flush=True)
 
     def _bar(self, arm: str, **fields: Any) -> None:
         if arm not in self.tasks:

@@ -32,6 +32,8 @@ from genkit.errors import GenkitError, choose
 from genkit.files import free_name, write_atomically, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance
 from genkit.objectives import OBJECTIVES, Objective
+from genkit.particles import TARGETS, Model, Target
+from genkit.particles.expression import parse
 from genkit.randomness import keyed_generator
 from genkit.registry import load_plugin, plugin_loaded, plugins_behind, resolve_options
 from genkit.solvers import SOLVERS, Solver
@@ -367,6 +369,37 @@ class Run:
             generator=keyed_generator(seed, "sample", device=device),
             **known,
         )
+
+    def target(
+        self,
+        compose: str | None = None,
+        *,
+        label: int | None = None,
+        beta: float = 1.0,
+        divide_prior: bool = False,
+        controls: Sequence[Mapping[str, Any]] = (),
+        models: Mapping[str, Run] | None = None,
+    ) -> Target:
+        """What particles sample of an energy: FeynmanKac(particles=256).sample(run.target("3 AND 8", beta=2.0)).
+
+        compose: an expression (see `genkit.particles.expression`); null for the class `label`, or for all of the data.
+        beta: its power. controls: targets that take it further, such as {name: bounded, low: 0}. models: other runs
+        that the expression names. Raises GenkitError for a model without an energy, and for what does not parse.
+        """
+        others = {name: run.objective for name, run in (models or {}).items()}
+        if compose is None:
+            target: Target = Model(self.objective, label)
+        elif label is not None:
+            raise GenkitError(
+                f"a composition names its classes: leave out the class {label}, or write it in there"
+            )
+        else:
+            target = parse(compose, self.objective, models=others, divide_prior=divide_prior)
+        if beta != 1:
+            target = TARGETS.build("temperature", target, beta=beta)
+        for control in controls:
+            target = TARGETS.build(control, target)
+        return target
 
     def show(self, x: Tensor) -> Shown:
         """Samples x (N, *shape) as pictures, texts or sounds."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genkit.compare.control import Control, controlled
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError
 from genkit.guidance import GUIDANCES, Guidance
@@ -45,6 +46,7 @@ class EvaluationOptions:
     unmaskers: more of them (names, or mappings with options), to compare: discrete models are also sampled with each
         that they can take, at each number of steps, or as it is where it has none. unmaskers_on: the arms of a
         comparison for which that is done; null for all.
+    control: what energies are sampled for with particles, expressions or mappings (see `genkit.compare.control`).
     scorer: an arm, or the folder of a run, with an exact likelihood, under which samples have a generative perplexity.
     guidance: a scale, or a guidance with options; 1 is off.
     likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs. probes: of its trace.
@@ -57,6 +59,7 @@ class EvaluationOptions:
     unmasker: Unmasker | str = "ancestral"
     unmaskers: list[str | dict[str, Any]] = field(default_factory=list)
     unmaskers_on: list[str] | None = None
+    control: list[str | dict[str, Any]] = field(default_factory=list)
     scorer: str | None = None
     guidance: Guidance | str | float = 1.0
     likelihood_rows: int = 128
@@ -77,6 +80,7 @@ class EvaluationOptions:
             SOLVERS.build(self.solver)
             UNMASKERS.build(self.unmasker)
             self.compared()
+            self.controls()
             likelihood = SOLVERS.build(self.likelihood)
             self.built_guidance()
         except GenkitError as error:
@@ -104,6 +108,9 @@ class EvaluationOptions:
             if any((one.curve, one.options) == (other.curve, other.options) for other in found[:i]):
                 raise GenkitError(f"unmaskers: {one.curve} {one.options}".rstrip() + " is there twice")
         return found
+
+    def controls(self) -> list[Control]:
+        return [Control.of(given) for given in self.control]
 
     def judge(self, dataset: Dataset, scorer: Scorer | None = None) -> Judge:
         """Raises GenkitError for more samples than there are real rows."""
@@ -201,6 +208,9 @@ def evaluate(
     result: dict[str, Any] = {"points": points, "floor": judge.floors(), "bits_per_dim": None, "texts": texts}
     if options.unmaskers and run.objective.samplers is UNMASKERS:
         result["unmasking"] = unmasking(run, options, judge, y, points, progress)
+    if options.control and hasattr(run.objective, "log_density"):
+        result["control"], held = controlled(run, options.controls(), judge, options.seed, progress)
+        shown |= {name: x[:SHOWN_POINTS] if x.ndim == 2 else x[:SHOWN_ROWS] for name, x in held.items()}
     if run.objective.likelihood is not None:
         progress("likelihood")
         result |= judge.log_probs(log_probs(run, options))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from genkit.compare.control import shown_control
 from genkit.compare.evaluate import shown_as
 from genkit.compare.numbers import (
     ENTROPY,
@@ -386,6 +387,14 @@ def samples(report: Json, out: Path) -> Figure | None:
     classes = []
     if conditional(report):
         classes = [plain(name, 12) for name in data.get("class_names") or range(data["classes"])]
+    return _image_rows(heads, data, classes)
+
+
+Head = tuple[str, str, list[tuple[str, np.ndarray]]]  # name, colour, (caption, images)
+
+
+def _image_rows(heads: list[Head], data: Json, classes: Sequence[str] = ()) -> Figure:
+    """A block of rows of images for each head; `classes` over the columns, in turn."""
     steep = any(len(name) > 2 for name in classes)
 
     # All sizes in device pixels, so that a pixel of an image is a whole number of them.
@@ -453,7 +462,6 @@ def density(report: Json, out: Path) -> Figure | None:
     if tuple(report["data"]["shape"]) != (2,) or "test" not in data or not blocks:
         return None
     look, test = looks(report), data["test"]
-    grey = "#c6cbd1"
     # Panels are (title, colour, points, what stands behind them). Arms with one panel share the first row.
     first: list[Panel] = [("test data", SOFT, test, None)]
     if "source" in data:
@@ -466,6 +474,12 @@ def density(report: Json, out: Path) -> Figure | None:
             first.append((f"{plain(name, 14)}, {caption}", colour, x, test))
         else:
             rows.append((plain(name), colour, [(caption, colour, x, test) for caption, x in shown]))
+    return _point_rows(rows)
+
+
+def _point_rows(rows: list[tuple[str, str, list[Panel]]]) -> Figure:
+    """Panels of points, a row for each (label, colour, panels)."""
+    grey = "#c6cbd1"
     columns = max(4, *(len(panels) for _, _, panels in rows))
     width = 8.6 / columns
     fig = _new(8.6, len(rows) * (width + 0.22) + 0.1)
@@ -519,6 +533,69 @@ def trajectories(report: Json, out: Path) -> Figure | None:
     return fig
 
 
+# --- particles ----------------------------------------------------------------------------------------
+
+
+@styled
+def control(report: Json, out: Path) -> Figure | None:
+    """What particles make of each energy: a row of images, or a panel of points, for each control of each arm."""
+    blocks = []
+    for name, arm in report["arms"].items():
+        held = tensors(out / arm["runs"][0]["folder"] / "samples.safetensors")
+        entries = enumerate(arm["runs"][0].get("control") or ())
+        shown = [(entry["words"], held[shown_control(i)]) for i, entry in entries if shown_control(i) in held]
+        if shown:
+            blocks.append((name, shown))
+    if not blocks:
+        return None
+    heads = [(plain(name, 60), looks(report)[name].colour, shown) for name, shown in blocks]
+    if len(report["data"]["shape"]) == 3:
+        return _image_rows(heads, report["data"])
+    if tuple(report["data"]["shape"]) != (2,):
+        return None
+    test = tensors(out / "data.safetensors")["test"]
+    return _point_rows(
+        [(name, colour, [(words, colour, x, test) for words, x in shown]) for name, colour, shown in heads]
+    )
+
+
+@styled
+def temperature(report: Json) -> Figure | None:
+    """Precision (quality) against recall (diversity) along beta, a line for each arm; real data where they stand."""
+    fig, handles, drawn = _new(8.6, 4.4), [], False
+    ax = fig.add_subplot()
+    for name, arm in report["arms"].items():
+        entries = [
+            entry
+            for entry in arm["runs"][0].get("control") or ()
+            if entry["compose"] is None and {"precision", "recall"} <= entry.keys()
+        ]
+        entries.sort(key=lambda entry: entry["beta"])
+        if len(entries) < 2:
+            continue
+        colour, marker = looks(report)[name]
+        x, y = ([entry[key] for entry in entries] for key in ("recall", "precision"))
+        ax.plot(x, y, color=colour, marker=marker)
+        for entry in entries:
+            place = (entry["recall"], entry["precision"])
+            ax.annotate(
+                f"β {entry['beta']:g}", place, xytext=(6, 4), textcoords="offset points", fontsize=8.5
+            )
+        handles.append(Line2D([], [], color=colour, marker=marker, label=plain(name)))
+        drawn = True
+    if not drawn:
+        return None
+    floor = report["floor"]
+    if {"precision", "recall"} <= floor.keys():
+        ax.scatter(floor["recall"], floor["precision"], color=SOFT, marker="x", zorder=3)
+        handles.append(Line2D([], [], color=SOFT, marker="x", linestyle="", label="real data"))
+    ax.set_title("Quality against diversity along beta")
+    ax.set_xlabel("recall: share of test data that samples cover")
+    ax.set_ylabel("precision: share of samples among test data")
+    _legend(fig, handles)
+    return fig
+
+
 # --- files --------------------------------------------------------------------------------------------
 
 
@@ -534,6 +611,8 @@ def save_figures(report: Json, out: Path) -> dict[str, Path]:
         "samples": samples(report, out),
         "density": density(report, out),
         "trajectories": trajectories(report, out),
+        "control": control(report, out),
+        "temperature": temperature(report),
         "bits_per_dim": bits_per_dim(report),
         "curves": curves(report),
     }

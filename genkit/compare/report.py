@@ -218,6 +218,29 @@ def unmasker_cells(arm: Json, measure: Measure) -> dict[int, Cell]:
     return cells
 
 
+def control_rows(report: Json) -> dict[str, Rows]:
+    """For each energy that was sampled with particles, what each control gave and took."""
+    found = {}
+    for name, arm in report["arms"].items():
+        entries = arm["runs"][0].get("control") or []
+        shares = [key for key in ("precision", "recall") if all(key in entry for entry in entries)]
+        heads = [*shares, "a classifier sees", "effective", "resamplings", "evaluations", "seconds"]
+        rows = {
+            entry["words"]: [
+                *(Cell(number(entry[key])) for key in shares),
+                Cell(", ".join(f"{label} {share:.0%}" for label, share in entry["seen"]) or "–"),
+                Cell(f"{entry['ess']:.0f} of {entry['particles']}", f"{entry['least_ess']:.0f} at least"),
+                Cell(number(entry["resamplings"])),
+                Cell(str(entry["nfe"])),
+                Cell(number(entry["seconds"])),
+            ]
+            for entry in entries
+        }
+        if rows:
+            found[name] = Rows(heads, rows)
+    return found
+
+
 def bits(arm: Json) -> tuple[Cell, str]:
     """bits/dim with its error, and its kind; empty where there is no likelihood."""
     found = likelihood(arm)
@@ -395,6 +418,8 @@ def print_evaluation(name: str, result: Json, *, console: Console | None = None)
     cell, kind = bits({"runs": [result]})
     if kind:
         console.print(Text(f"{unit({'arms': {name: {'runs': [result]}}})} {cell} ({kind})"))
+    for rows in control_rows({"arms": {name: {"runs": [result]}}}).values():
+        print_columns(console, f"Particles of {name}", "control", rows.heads, rows.arms)
     for key in ("curvature", "transport_cost"):
         if result.get(key) is not None:
             console.print(Text(f"{key.replace('_', ' ')} {number(result[key])}"))
@@ -529,6 +554,10 @@ def html(
         perplexity=perplexity,
         perplexity_title=perplexity_title(report),
         unmasking=unmasker_rows(report),
+        control={
+            name: (rows, dict.fromkeys(rows.arms, looks(report)[name]))
+            for name, rows in control_rows(report).items()
+        },
         texts=texts,
         sounds=sounds,
         answers=answers,

@@ -189,6 +189,8 @@ class Comparison:
         try:
             if objective.classes is not None:
                 objective.labels(1, None, options.built_guidance())
+            for control in options.controls():
+                control.check(objective)
         except GenkitError as error:
             raise GenkitError(f"{recipe.source}: {error}") from None
         return objective
@@ -371,9 +373,10 @@ def names_in(options: Any) -> set[str]:
 
 
 def curve(run: Run) -> list[list[float]]:
-    """[step, loss] of metrics.csv."""
+    """[step, loss] of metrics.csv; of distilled energies the loss of regression, which compares with the others'."""
     with (run.folder / "metrics.csv").open(newline="") as file:
-        return [[int(row["step"]), float(row["loss"])] for row in csv.DictReader(file) if row["loss"]]
+        rows = [(row["step"], row.get("regression") or row["loss"]) for row in csv.DictReader(file)]
+    return [[int(step), float(loss)] for step, loss in rows if loss]
 
 
 def save_data(run: Run, out: Path, options: EvaluationOptions) -> list[str] | None:

@@ -181,6 +181,15 @@ class Beside(Generic[T]):
 OBJECTIVES = Registry(Objective, "objective", "genkit.objectives", given=2)
 
 
+def finite(x: Tensor) -> Tensor:
+    """Encoded samples as they are. Raises GenkitError where one is not finite: it has no data to be decoded to."""
+    if not bool(x.isfinite().all()):
+        raise GenkitError(
+            "samples are not finite: the sampler diverged; more steps, another solver or less guidance is the cure"
+        )
+    return x
+
+
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
     """Mean over all elements of (B, ...), rows weighted by (B,); the weights need not sum to one."""
     if weight is None:

@@ -62,6 +62,7 @@ class Energy(Flow):
     noise, sigma: how data are read (see `Continuous`).
     """
 
+    call = 2.0  # once forward, and once back for the gradient
     scale: Tensor
 
     def __init__(
@@ -138,8 +139,7 @@ class Energy(Flow):
 
     @property
     def passes(self) -> float:
-        """Once forward and once back for the gradient; and the teacher's."""
-        return 2.0 + self.distills
+        return self.call + self.distills
 
     # --- the loss -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from genkit.backbone import Condition, Head, ModelOptions, Stem, twice_different
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
 from genkit.guidance import Guidance, guided
-from genkit.objectives.base import Objective
+from genkit.objectives.base import Objective, finite
 from genkit.paths import PATHS, TIMES, Path, Times
 from genkit.solvers import SOLVERS, Solver
 from genkit.types import DataSpec, Field, Generator, LogProb, Sample, Source, StandardNormal
@@ -31,11 +31,15 @@ EXACT_DIMS = 16  # up to here the exact divergence is the default
 
 
 class Flow(Objective):
-    """A velocity v(t, x, y) on a Gaussian-form path from a source."""
+    """A velocity v(t, x, y) on a Gaussian-form path from a source.
+
+    call: how often a row goes through the backbone for a velocity.
+    """
 
     samplers = SOLVERS
     default_sampler = "heun"
     source: Source = StandardNormal()
+    call: ClassVar[float] = 1.0
 
     def __init__(
         self,
@@ -107,9 +111,8 @@ class Flow(Objective):
             solution = solver.solve(field, x0, generator=generator)
             x = solution.x
         branches = 2 if guidance is not None and guidance.active and y is not None else 1
-        return Sample(
-            self.view.decode(x), solution.nfe, float(solution.nfe * branches * self.tokens.length), log_prob
-        )
+        tokens = solution.nfe * branches * self.call * self.tokens.length
+        return Sample(self.view.decode(finite(x)), solution.nfe, tokens, log_prob)
 
     @torch.no_grad()
     def trajectory(

@@ -26,7 +26,7 @@ from genkit.backbone import Condition, Head, ModelOptions, Stem, Tokens
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
 from genkit.guidance import Guidance
-from genkit.objectives.base import OBJECTIVES, Objective
+from genkit.objectives.base import OBJECTIVES, Objective, finite
 from genkit.types import Batch, DataSpec, Generator, LogProb, Sample, StandardNormal
 
 
@@ -159,7 +159,7 @@ class NormalizingFlow(Objective):
         if self.view.sigma:
             x = self.denoise(x, y)
             calls, passes = calls + 1, passes + 1
-        return Sample(self.view.decode(x), calls, passes * self.tokens.length, log_prob)
+        return Sample(self.view.decode(finite(x)), calls, passes * self.tokens.length, log_prob)
 
     def denoise(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Tweedie's estimate of the clean data: x + sigma^2 grad_x log p(x | y)."""
