@@ -248,7 +248,9 @@ def imported_distributions() -> dict[str, set[str]]:
 
 
 def test_imports_are_declared_dependencies():
-    declared = {requirement(text) for text in PROJECT["dependencies"]}
+    """Among all that one may install to use genkit: the dependencies, and the extras but that of developers."""
+    extras = [texts for name, texts in PROJECT["optional-dependencies"].items() if name != "dev"]
+    declared = {requirement(text) for texts in (PROJECT["dependencies"], *extras) for text in texts}
     undeclared = {name: where for name, where in imported_distributions().items() if name not in declared}
     assert not undeclared
 

@@ -19,15 +19,21 @@ class EncodedData(Protocol):
 
     def take(self, index: Tensor, *, generator: Generator = None) -> tuple[Tensor, Tensor | None]: ...
 
+    @property
+    def hash(self) -> str: ...
+
 
 class Coupling(abc.ABC):
     """Draws the source sample x0 for each row of a batch of data x1.
 
-    Declares what holds of it, which the property tests check:
+    Declares what holds of it, which the property tests check. Where pairs have weights, it holds of the weighted
+    pairs.
     independent: x0 is independent of x1 (given y), so that the field has a score.
     rows: KEPT, row i of x1 stays row i; DRAWN, it chooses data rows; GENERATED, it makes x1.
     keeps_source: the marginal of x0 is the source.
     lowers_cost: E|x1 - x0|^2 is at most that of the independent coupling.
+    skews_classes: it pairs without regard to classes, so that each class has a source of its own.
+    needs_teacher, needs_data: `setup` must have been called with one, or with the data set.
     passes: how often a row goes through a teacher's network each time it is paired.
     """
 
@@ -35,8 +41,10 @@ class Coupling(abc.ABC):
     rows: ClassVar[Rows] = Rows.KEPT
     keeps_source: ClassVar[bool] = True
     lowers_cost: ClassVar[bool] = False
+    skews_classes: bool = False
     needs_teacher: ClassVar[bool] = False
-    passes: ClassVar[float] = 0.0
+    needs_data: ClassVar[bool] = False
+    passes: float = 0.0
 
     data: EncodedData | None = None
     source: Source = StandardNormal()
@@ -50,8 +58,12 @@ class Coupling(abc.ABC):
             )
 
     def setup(self, data: EncodedData | None, source: Source, teacher: Any = None) -> None:
-        """Once before training."""
+        """Once before training. Raises GenkitError where a teacher or data are needed and missing."""
         self.check_teacher(teacher)
+        if self.needs_data and data is None:
+            raise GenkitError(
+                f"the coupling {type(self).__name__} needs the data set: give setup(data, source)"
+            )
         self.data, self.source, self.teacher = data, source, teacher
 
     @abc.abstractmethod

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from genkit.couplings.base import COUPLINGS, Coupling
-from genkit.errors import GenkitError
-from genkit.types import Generator, Pair
+from genkit.couplings.assignment import Method, assign
+from genkit.couplings.base import COUPLINGS
+from genkit.couplings.batch import BatchCoupling, Scope
+from genkit.types import Generator
 
 
 @COUPLINGS.register("ot")
-class OptimalTransport(Coupling):
+class OptimalTransport(BatchCoupling):
     """Exact optimal transport within the batch: the permutation p that minimizes sum_i |x1_i - x0_p(i)|^2.
 
-    Every source sample is used once, so both marginals are kept. Cost O(n^3 + n^2 d), on the CPU, by SciPy's
-    linear assignment. With classes, the source that each class sees is skewed.
+    Every source sample is used once, so both marginals are kept. Cost O(n^3 + n^2 d) time, O(n^2) memory. With
+    classes, the source that each class sees is skewed: see `conditional_ot`.
     Tong et al., https://arxiv.org/abs/2302.00482; Pooladian et al., https://arxiv.org/abs/2304.14772.
+
+    solver: `scipy` or `pot` (exact, on the CPU), `torch` (an auction, on the device of the data, with a mean cost
+        within 1e-7 of the spread of costs), `auto` for the fastest exact one, see `genkit.couplings.assignment`.
+    scope: `global` to plan for the whole batch of a distributed run, `rank` for each process's part.
+    Raises GenkitError for costs that do not fit in memory and data that are not finite.
     """
 
-    lowers_cost = True
+    def __init__(self, solver: Method = "auto", scope: Scope = "rank") -> None:
+        super().__init__(scope)
+        self.solver = solver
 
-    def __call__(
-        self, x1: Tensor, y: Tensor | None = None, *, index: Tensor | None = None, generator: Generator = None
-    ) -> Pair:
-        from scipy.optimize import linear_sum_assignment
+    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, None]:
+        return assign(self.distances(*alike(x1, x0)), self.solver), None
 
-        x0 = self.source.sample(x1, generator=generator)
-        # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: only the last term depends on who goes with whom. In float64,
-        # which autocast leaves alone: rounding must not decide the permutation.
-        a, b = (x.detach().flatten(1).cpu().double() for x in (x1, x0))
-        cost = -a @ b.T
-        if not bool(torch.isfinite(cost).all()):
-            raise GenkitError("ot: the cost matrix has values that are not finite; look at the data")
-        _, order = linear_sum_assignment(cost.numpy())
-        return Pair(x0[torch.from_numpy(order).to(x0.device)], x1, y, index)
+
+def alike(x1: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+    """Both centred, at a common scale, with the same best permutations, which take less time to find.
+
+    |a / s - b s|^2 = |a|^2 / s^2 + |b|^2 s^2 - 2 a.b, and only the last term depends on who goes with whom.
+    """
+    x1, x0 = x1 - x1.mean(0), x0 - x0.mean(0)
+    ratio = x1.square().sum() / x0.square().sum()
+    scale = ratio.pow(0.25) if ratio > 0 else ratio + 1
+    return x1 / scale, x0 * scale

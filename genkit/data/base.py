@@ -92,6 +92,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.split)
 
+    @property
+    def hash(self) -> str:
+        """That of the split."""
+        return self.split.hash
+
     def take(self, index: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor | None]:
         """index (B,) -> x1 (B, *shape) encoded, y (B,) or None."""
         x, y = self.split.take(index)

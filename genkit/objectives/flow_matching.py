@@ -9,6 +9,7 @@ Vanden-Eijnden, https://arxiv.org/abs/2209.15571.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -66,6 +67,13 @@ class FlowMatching(Flow):
 
     def setup(self, data: Split, teacher: Any = None) -> None:
         super().setup(data, teacher)
+        if self.classes is not None and self.coupling.skews_classes:
+            warnings.warn(
+                f"the coupling '{COUPLINGS.name_of(self.coupling)}' pairs without regard to classes, so each class "
+                "is trained from a source of its own and sampled from another: take 'conditional_ot', or "
+                "conditional=false",
+                stacklevel=2,
+            )
         self.coupling.setup(Encoded(data, self.view), self.source, teacher)
 
     @torch.no_grad()
@@ -84,7 +92,7 @@ class FlowMatching(Flow):
 
     @property
     def passes(self) -> float:
-        return 1.0 + self.coupling.passes
+        return self.call + self.coupling.passes
 
     def velocity(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         """v(t, x, y): t scalar or (B,), x (B, ...), y (B,) with -1 for the null class."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from genkit.couplings import COUPLINGS
+from genkit.data.base import TensorSplit
 from genkit.data.densities import DensitySource
 from genkit.errors import GenkitError
 from genkit.objectives.flow import with_divergence
@@ -360,3 +362,19 @@ def test_the_split_of_the_tests_is_what_it_says() -> None:
     part = split(IMAGES)
     assert part.x.max() == 4
     assert part.y.bincount().tolist() == [22, 21, 21]
+
+
+@pytest.mark.parametrize(("coupling", "conditional"), [("ot", True), ("ot", False), ("conditional_ot", True)])
+def test_a_conditional_model_of_pairs_across_classes_says_so_once(coupling: str, conditional: bool) -> None:
+    rows = TensorSplit(torch.randn(8, 2), torch.arange(8) % 2)
+    model = build(
+        "flow_matching", DataSpec("toy", (2,), classes=2), coupling=coupling, conditional=conditional
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.setup(rows)
+        model.prepare(Batch(*rows.take(torch.arange(8))))
+    said = [str(w.message) for w in caught]
+    assert len(said) == (coupling == "ot" and conditional)
+    assert all("the coupling 'ot' pairs without regard to classes" in text for text in said)
+    assert all("take 'conditional_ot'" in text for text in said)
