@@ -83,7 +83,8 @@ class Flow(Objective):
 
     def field(self, y: Tensor | None = None, guidance: Guidance | None = None) -> Field:
         """The velocity for classes y as a field that solvers take, with what else is valid for it."""
-        return Field(guided(self.velocity, y, guidance), self.path.coefficients, self.no_score)
+        coefficients = None if self.path.noisy else self.path.coefficients
+        return Field(guided(self.velocity, y, guidance), coefficients, self.no_score)
 
     @torch.no_grad()
     def sample(

@@ -21,7 +21,7 @@ from genkit.data.base import DATASETS, Dataset, Encoded, Split
 from genkit.data.densities import DensitySource
 from genkit.objectives.base import OBJECTIVES, weighted_mean
 from genkit.objectives.flow import Flow
-from genkit.paths import Path, Times
+from genkit.paths import PATHS, Path, Times
 from genkit.types import Batch, DataSpec, Generator, StandardNormal
 
 
@@ -102,6 +102,8 @@ class FlowMatching(Flow):
     def no_score(self) -> str | None:
         if not self.source.gaussian:
             return "its source is not a Gaussian"
+        if self.path.noisy:
+            return f"its path '{PATHS.name_of(self.path)}' has noise of its own"
         if not self.coupling.independent:
             name = COUPLINGS.name_of(self.coupling)
             return f"it was trained with the coupling '{name}', not 'independent'"

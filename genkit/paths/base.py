@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,8 +17,11 @@ class Path(abc.ABC):
 
     A Gaussian-form path is given by its coefficients alone:
     x_t = alpha x1 + sigma x0, u_t = alpha' x1 + sigma' x0, with alpha, sigma from (0, 1) at t=0 to (1, 0) at t=1.
-    A path with noise of its own (a bridge) overrides `__call__`.
+    A path with noise of its own (a bridge) overrides `__call__`, and says so by `noisy`: its velocity gives neither
+    data nor noise, and its `coefficients` raise GenkitError.
     """
+
+    noisy: ClassVar[bool] = False
 
     @abc.abstractmethod
     def coefficients(self, t: Tensor) -> Coefficients:

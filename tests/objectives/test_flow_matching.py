@@ -221,8 +221,9 @@ def test_the_loss_is_that_of_the_pairs_and_times(path: str) -> None:
     weight = torch.rand(64, generator=keyed_generator(1))
     rows = Batch(x1, pair=Pair(x0, x1, torch.zeros(64).long(), weight=weight))
     loss = float(model.loss(rows, generator=keyed_generator(2))["loss"].detach())
-    t = model.times(x1, generator=keyed_generator(2))
-    u = model.path(x0, x1, t).u_t
+    generator = keyed_generator(2)
+    t = model.times(x1, generator=generator)
+    u = model.path(x0, x1, t, generator=generator).u_t
     assert loss == pytest.approx(float((u.square().mean(1) * weight).sum() / weight.sum()), rel=1e-5)
 
 
@@ -302,6 +303,14 @@ def test_a_field_has_a_score_where_the_coupling_is_independent(name: str) -> Non
             field.score(torch.tensor(0.5), points().float())
     with pytest.raises(GenkitError, match="its source is not a Gaussian"):
         flow(source="8gaussians").field().score(torch.tensor(0.5), points().float())
+
+
+def test_a_bridge_gives_velocity_only() -> None:
+    """Also with independent pairs: x_t holds noise beside x0 and x1."""
+    field = flow(path="bridge").field()
+    assert field.gives == {"velocity"}
+    with pytest.raises(GenkitError, match="no score: its path 'bridge' has noise of its own"):
+        field.score(torch.tensor(0.5), points().float())
 
 
 def test_options_reach_the_parts() -> None:

@@ -7,16 +7,18 @@ import torch
 
 from genkit.errors import GenkitError
 from genkit.paths import PATHS
+from genkit.randomness import keyed_generator
 from genkit.types import Field
 from tests.oracles import GaussianFlow
 
 NAMES = PATHS.names()
+FORMS = [name for name in NAMES if not PATHS.get(name).noisy]  # given by their coefficients
 # (alpha at 0, sigma at 1) where they are not 0; the path's docstring says so.
 ENDS = {"variance_preserving": (0.00658, 0.001)}
 INSIDE = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMS)
 def test_ends(name: str) -> None:
     alpha, sigma, _, _ = PATHS.build(name).coefficients(torch.tensor([0.0, 1.0], dtype=torch.float64))
     alpha_0, sigma_1 = ENDS.get(name, (0.0, 0.0))
@@ -24,7 +26,7 @@ def test_ends(name: str) -> None:
     assert sigma.tolist() == pytest.approx([1, sigma_1], abs=3e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMS)
 def test_alpha_rises_and_sigma_falls(name: str) -> None:
     alpha, sigma, d_alpha, d_sigma = PATHS.build(name).coefficients(INSIDE)
     assert (alpha.diff() > 0).all()
@@ -33,7 +35,7 @@ def test_alpha_rises_and_sigma_falls(name: str) -> None:
     assert (d_sigma < 0).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMS)
 def test_derivatives_of_the_coefficients(name: str) -> None:
     path = PATHS.build(name)
     (alpha, sigma, d_alpha, d_sigma), tangent = torch.func.jvp(
@@ -59,7 +61,8 @@ def test_a_common_time_may_be_a_scalar(name: str) -> None:
     path = PATHS.build(name)
     x0, x1 = torch.randn(2, 5, 3, dtype=torch.float64)
     t = torch.tensor(0.3, dtype=torch.float64)
-    for one, each in zip(path(x0, x1, t)[:2], path(x0, x1, t.expand(5))[:2], strict=True):
+    points = (path(x0, x1, time, generator=keyed_generator(0))[:2] for time in (t, t.expand(5)))
+    for one, each in zip(*points, strict=True):
         assert torch.equal(one, each)
 
 
@@ -74,7 +77,7 @@ def test_everything_is_finite_in_float32_up_to_the_ends(name: str) -> None:
     assert point.u_t.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMS)
 def test_a_field_inverts_the_path(name: str) -> None:
     """From x_t and u_t of one pair, data and noise are that pair."""
     path = PATHS.build(name)
@@ -86,7 +89,7 @@ def test_a_field_inverts_the_path(name: str) -> None:
         assert torch.allclose(field.noise(t, point.x_t), x0, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMS)
 def test_data_noise_and_score_of_a_gaussian(name: str) -> None:
     """Against the posterior means and the density in closed form."""
     flow, x = GaussianFlow.example(name), torch.randn(6, 2, dtype=torch.float64)
@@ -103,7 +106,7 @@ def test_data_noise_and_score_of_a_gaussian(name: str) -> None:
         assert torch.allclose(field.score(t, x), score, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMS)
 def test_the_exact_velocity_carries_the_marginals(name: str) -> None:
     """The continuity equation at the level of moments: d mean/dt = A mean + b, d cov/dt = A cov + cov A^T."""
     flow = GaussianFlow.example(name)
@@ -125,3 +128,51 @@ def test_variance_preserving_keeps_the_variance_and_follows_beta() -> None:
 def test_betas_must_rise(options: dict[str, float]) -> None:
     with pytest.raises(GenkitError, match="beta_min"):
         PATHS.build("variance_preserving", **options)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if PATHS.get(name).noisy])
+def test_a_path_with_noise_of_its_own_has_no_coefficients(name: str) -> None:
+    with pytest.raises(GenkitError, match=f"the path '{name}' adds noise of its own"):
+        PATHS.build(name).coefficients(INSIDE)
+
+
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.8])
+def test_the_bridge_is_a_gaussian_around_the_line_with_its_score(t: float) -> None:
+    """Given both ends: mean, variance, and the score by automatic differentiation of that density."""
+    x0, x1 = torch.tensor([[0.5, -1.0]]).double(), torch.tensor([[2.0, 3.0]]).double()
+    n, time = 40_000, torch.tensor(t, dtype=torch.float64)
+    point = PATHS.build("bridge", sigma=0.7)(
+        x0.expand(n, 2), x1.expand(n, 2), time, generator=keyed_generator(0)
+    )
+    mean, std = (1 - t) * x0 + t * x1, 0.7 * (t * (1 - t)) ** 0.5
+    assert torch.allclose(point.x_t.mean(0), mean[0], atol=5 * std / n**0.5)
+    assert torch.allclose(point.x_t.std(0), torch.tensor(std).double(), rtol=0.02)
+    z = point.x_t.clone().requires_grad_()
+    (score,) = torch.autograd.grad(torch.distributions.Normal(mean, std).log_prob(z).sum(), z)
+    assert point.score is not None
+    assert torch.allclose(point.score, score, atol=1e-9)
+
+
+def test_the_bridge_of_a_gaussian_to_a_gaussian_is_carried_by_its_mean_velocity() -> None:
+    """Independent N(0, 1) and N(m, s^2): x_t has variance (1-t)^2 + t^2 s^2 + sigma^2 t (1-t), whose derivative is
+    twice the covariance of x_t and u_t."""
+    generator, n, sigma, s = keyed_generator(0), 400_000, 0.6, 0.5
+    x0, x1 = (torch.randn(n, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    x1 = 2 + s * x1
+    for t in (0.2, 0.5, 0.9):
+        point = PATHS.build("bridge", sigma=sigma)(x0, x1, torch.tensor(t).double(), generator=generator)
+        slope = -2 * (1 - t) + 2 * t * s**2 + sigma**2 * (1 - 2 * t)
+        covariance = torch.cov(torch.cat((point.x_t, point.u_t), 1).T)[0, 1]
+        assert float(2 * covariance) == pytest.approx(slope, abs=0.02)
+
+
+def test_a_bridge_without_noise_is_the_line() -> None:
+    x0, x1 = torch.randn(2, 25, 3, dtype=torch.float64)
+    bridge, line = (
+        PATHS.build(name)(x0, x1, INSIDE) for name in ({"name": "bridge", "sigma": 0.0}, "linear")
+    )
+    assert torch.equal(bridge.x_t, line.x_t)
+    assert torch.equal(bridge.u_t, line.u_t)
+    assert bridge.score is None
+    with pytest.raises(GenkitError, match="sigma must not be negative, not -1"):
+        PATHS.build("bridge", sigma=-1.0)
