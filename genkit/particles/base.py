@@ -105,11 +105,11 @@ class Density(Target):
     """A model given by a Python function: p_t(x), the density of alpha x1 + sigma x0, up to a constant of t.
 
     function: (t, x) -> log p_t (N,) and its gradient (N, ...); see `differentiated` for one that gives no gradient.
-    path: of Gaussian form. shape: of a sample. decode: from encoded samples to data. dtype: what the function takes.
+    path: of Gaussian form. shape: of a sample. decode: from encoded samples to data, which `spec` describes.
+    dtype: what the function takes.
     """
 
     exponent = 1.0
-    spec: DataSpec | None = None
 
     def __init__(
         self,
@@ -118,9 +118,11 @@ class Density(Target):
         path: Path | str = "linear",
         *,
         decode: Callable[[Tensor], Tensor] = lambda x: x,
+        spec: DataSpec | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float64,
     ) -> None:
+        self.spec = spec
         self.function, self.shape, self.path, self._decode = function, tuple(shape), PATHS.build(path), decode
         self.device, self.dtype, self.calls = torch.device(device), dtype, 0
 
@@ -171,10 +173,10 @@ class Model(Density):
             objective.spec.shape,
             objective.path,
             decode=objective.view.decode,
+            spec=objective.spec,
             device=objective.device,
             dtype=first.dtype,
         )
-        self.spec = objective.spec
 
 
 def differentiated(log_density: Callable[[Tensor, Tensor], Tensor]) -> LogDensity:

@@ -97,6 +97,10 @@ class Rewarded(Target):
         self.reward = REWARDS.build(reward) if named else Reward.of(cast(Callable[[Tensor], Tensor], reward))
         if inner.model.spec is not None:
             self.reward.setup(inner.model.spec)
+        elif named:
+            raise GenkitError(
+                "reward: what it is of must be known: give the density a spec, or a function as reward"
+            )
 
     def __call__(self, t: Tensor, x: Tensor, last: bool = False) -> Evaluation:
         value, gradient = self.parts[0](t, x, last)

@@ -18,8 +18,8 @@ from genkit.types import Generator
 class Move(abc.ABC):
     """Proposals that are accepted or refused by Metropolis and Hastings, so that a step of any length is exact.
 
-    step: length of a proposal, in units of the target's own width: 1 / sqrt(mean curvature of -log pi), which the
-        sampler takes from the gradients of its particles, sqrt(sigma_t^2 / c) in noise.
+    step: length of a proposal, in units of the target's width sqrt((sigma_t^2 + alpha_t^2 v) / c), v the `spread` of
+        the sampler (0 where null: the width of noise alone, which is safe).
     moves: proposals in a row. A gradient that is not the target's own (of a reward) costs acceptance, nothing else.
     """
 
@@ -32,7 +32,7 @@ class Move(abc.ABC):
         self,
         target: Callable[[Tensor], Evaluation],
         cloud: Cloud,
-        scale: Tensor,
+        scale: float,
         *,
         generator: Generator = None,
     ) -> tuple[Cloud, Tensor]:
@@ -52,7 +52,7 @@ class Move(abc.ABC):
 
     @abc.abstractmethod
     def propose(
-        self, target: Callable[[Tensor], Evaluation], cloud: Cloud, step: Tensor, generator: Generator
+        self, target: Callable[[Tensor], Evaluation], cloud: Cloud, step: float, generator: Generator
     ) -> tuple[Cloud, Tensor]:
         """Where particles would go, and log pi(x') q(x|x') / (pi(x) q(x'|x)) (N,)."""
 
@@ -71,7 +71,7 @@ class Mala(Move):
         super().__init__(step, moves)
 
     def propose(
-        self, target: Callable[[Tensor], Evaluation], cloud: Cloud, step: Tensor, generator: Generator
+        self, target: Callable[[Tensor], Evaluation], cloud: Cloud, step: float, generator: Generator
     ) -> tuple[Cloud, Tensor]:
         noise = normal(cloud.x, generator)
         x = cloud.x + step**2 / 2 * cloud.gradient + step * noise
@@ -94,7 +94,7 @@ class Hmc(Move):
         self.leaps = leaps
 
     def propose(
-        self, target: Callable[[Tensor], Evaluation], cloud: Cloud, step: Tensor, generator: Generator
+        self, target: Callable[[Tensor], Evaluation], cloud: Cloud, step: float, generator: Generator
     ) -> tuple[Cloud, Tensor]:
         start = normal(cloud.x, generator)
         there, momentum = cloud, start + step / 2 * cloud.gradient

@@ -91,14 +91,15 @@ class FeynmanKac:
     particles, 1 / sum w^2, falls below `threshold` of N (0: never).
     move: of particles after each step, none where null.
     adaptive: null for the fixed times; else the share in (0, 1) of particles that a step should leave effective, each
-        step being lengthened or shortened by what the last one left. A step is not tried twice, so its length knows
-        nothing of the particles that it makes, and estimates of normalizers stay unbiased.
+        step being lengthened or shortened by what the last one left. No step is tried twice. As times then depend on
+        the particles, the normalizer has a bias, of order 1 / N.
     start: where pi is still near N(0, I / c); what differs is weighed. At the end x / alpha is returned, which is data
         with Gaussian noise of standard deviation sigma / alpha, on the linear path 0.01 for end=0.99: far below a level
         of an image with 17 levels in [-1, 1] (0.12), about one of 256 (0.008). Nearer to 1 energies are too steep.
     kernel: `diffusion` as above; `none` leaves x where it is, log w += log pi'(x) - log pi(x), and leaves it to `move`
         to follow: with threshold=0 annealed importance sampling. It needs many more steps.
-    spread: v, the variance of data in encoded units, which sets V; null estimates it at each step.
+    spread: v, the variance of data in encoded units; null estimates it for V at each step, which leaves weights exact
+        and normalizers unbiased. Moves fitted to the particles that they move would not: their width takes 0 there.
     """
 
     def __init__(
@@ -164,9 +165,8 @@ class FeynmanKac:
                 cloud = cloud[self.resampler(log_w, self.particles, generator=generator)]
                 log_w, log_z, resamplings = torch.zeros_like(log_w), log_z + log_mean, resamplings + 1
             if self.move is not None:
-                cloud, share = self.move(
-                    at(target, now), cloud, curvature(cloud, log_w) ** -0.5, generator=generator
-                )
+                width = ((now.sigma**2 + now.alpha**2 * (self.spread or 0.0)) / target.exponent) ** 0.5
+                cloud, share = self.move(at(target, now), cloud, width, generator=generator)
                 accepted.append(share)
             if self.adaptive is not None:
                 du = self.adapted(du, kept, self.adaptive)
