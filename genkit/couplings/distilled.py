@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS, Coupling, EncodedData
 from genkit.errors import GenkitError
+from genkit.files import write_atomically
 from genkit.randomness import keyed_generator
 from genkit.types import Generator, Pair, Source, StandardNormal
 
@@ -21,7 +25,8 @@ class Distilled(Coupling):
 
     A student trained on it takes straighter paths than one of independent pairs. s is one scalar for the
     whole data set, with s^2 = E[f(.)^2], so that x0 has the source's second moment.
-    The teacher sees the true class. Cost: one pass of the teacher.
+    The teacher sees the true class. Cost: one pass of the teacher; with a cache, `copies` passes of the data set in
+    all, and none in training.
     "NFM", https://arxiv.org/abs/2603.09014.
 
     teacher: a run folder, or the name of an arm of the same comparison.
@@ -32,11 +37,16 @@ class Distilled(Coupling):
     spread: share r of fresh noise in the code, x0 = sqrt(1 - r^2) f(.) / s + r n with n ~ N(0, I): it brings
         the marginal of x0 nearer to the source where the teacher misses it, and makes the pairs looser; at 0
         the paper's coupling, at 1 the independent one. Our addition.
+    cache: a folder in which codes are kept, to make them once for several runs; null to make them as rows come.
+        It belongs to one teacher, data set and way to read it.
+    copies: codes that the cache keeps of each row, of fresh noise each, among which a batch chooses; with each
+        it keeps the data as they were read for it, and a batch is paired with those.
+    Raises GenkitError for a teacher that gives no code, a cache of another teacher or other data, and one that
+    cannot be read.
     """
 
     keeps_source = False
     needs_teacher = True
-    passes = 1.0
 
     def __init__(
         self,
@@ -45,13 +55,19 @@ class Distilled(Coupling):
         endpoint: Literal["clean", "noised"] = "clean",
         rescale: bool = True,
         spread: float = 0.0,
+        cache: str | None = None,
+        copies: int = 1,
     ) -> None:
         if noise is not None and noise < 0:
             raise GenkitError(f"distilled: noise must not be negative, not {noise}")
         if not 0 <= spread <= 1:
             raise GenkitError(f"distilled: spread must be from 0 to 1, not {spread}")
         self.teacher_name, self.noise, self.endpoint, self.rescale = teacher, noise, endpoint, rescale
-        self.spread = spread
+        if copies < 1 or (copies > 1 and cache is None):
+            raise GenkitError(f"distilled: copies are those that a cache keeps, at least 1, not {copies}")
+        self.spread, self.cache, self.copies = spread, cache, copies
+        self.stored: dict[str, Tensor] | None = None
+        self.passes = 1.0 if cache is None else 0.0
         self.sigma, self.scale = noise or 0.0, 1.0
 
     def check_teacher(self, teacher: Any) -> None:
@@ -66,22 +82,77 @@ class Distilled(Coupling):
         super().setup(data, source, teacher)
         if self.noise is None:
             self.sigma = float(teacher.view.sigma)
-        self.scale = 1.0
+        self.scale, self.stored = 1.0, None
+        if self.cache is not None:
+            if data is None:
+                raise GenkitError("distilled: a cache is of a data set: give setup(data, source, teacher)")
+            self.stored = self._cached(Path(self.cache) / "codes.safetensors", data)
         if self.rescale and data is not None:
-            generator = keyed_generator(0, "distilled")
             rows = torch.arange(min(len(data), ROWS))
-            parts = (data.take(part, generator=generator) for part in rows.split(256))
-            codes = torch.cat([self._code(x1, y, generator)[0] for x1, y in parts])
+            codes = self._codes(data, rows, 0)["x0"] if self.stored is None else self.stored["x0"][rows]
             self.scale = float(codes.square().mean().sqrt())
 
     def __call__(
         self, x1: Tensor, y: Tensor | None = None, *, index: Tensor | None = None, generator: Generator = None
     ) -> Pair:
-        code, noised = self._code(x1, y, generator)
+        if self.stored is None:
+            code, noised = self._code(x1, y, generator)
+            end = noised if self.endpoint == "noised" else x1
+        else:
+            if index is None:
+                raise GenkitError("distilled: a cache is looked up by row numbers: give `index`")
+            where = torch.device("cpu") if generator is None else generator.device
+            copy = torch.randint(self.copies, (len(x1),), generator=generator, device=where).cpu()
+            code, end = (self.stored[key][index.cpu(), copy].to(x1) for key in ("x0", "x1"))
         x0 = code / self.scale
         if self.spread:
             x0 = (1 - self.spread**2) ** 0.5 * x0 + self.spread * self.source.sample(x0, generator=generator)
-        return Pair(x0, noised if self.endpoint == "noised" else x1, y, index)
+        return Pair(x0, end, y, index)
+
+    def _codes(self, data: EncodedData, rows: Tensor, copy: int) -> dict[str, Tensor]:
+        """The codes of rows and the ends that go with them, on the CPU."""
+        generator = keyed_generator(0, "distilled", *([copy] if copy else []))
+        codes, ends = [], []
+        for part in rows.split(256):
+            x1, y = data.take(part, generator=generator)
+            code, noised = self._code(x1, y, generator)
+            codes.append(code.cpu())
+            ends.append((noised if self.endpoint == "noised" else x1).cpu())
+        return {"x0": torch.cat(codes), "x1": torch.cat(ends)}
+
+    def _cached(self, path: Path, data: EncodedData) -> dict[str, Tensor]:
+        """The codes (N, copies, ...) in a file, or made and written there. Raises GenkitError for those of others."""
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import save
+
+        read, _ = data.take(torch.arange(min(len(data), 64)), generator=keyed_generator(0, "distilled"))
+        ours = {
+            "teacher": digest(self.teacher.state_dict()),
+            "data": digest({"encoded": read}) + data.hash,
+            "options": json.dumps([self.sigma, self.endpoint, self.copies]),
+        }
+        if not path.exists():
+            copies = [self._codes(data, torch.arange(len(data)), copy) for copy in range(self.copies)]
+            found = {key: torch.stack([c[key] for c in copies], 1) for key in ("x0", "x1")}
+            metadata = {"genkit": json.dumps(ours)}
+            write_atomically(path, lambda file: file.write(save(found, metadata=metadata)))
+            return found
+        try:
+            with safe_open(path, framework="pt") as file:
+                theirs = json.loads((file.metadata() or {})["genkit"])
+                found = {key: file.get_tensor(key) for key in ("x0", "x1")}
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise GenkitError(f"{path} is no cache of codes, or corrupt: {error}; remove it") from None
+        for key, what in (
+            ("teacher", "teacher"),
+            ("data", "data set"),
+            ("options", "noise, endpoint or copies"),
+        ):
+            if theirs.get(key) != ours[key]:
+                raise GenkitError(
+                    f"distilled: the cache {path} belongs to another {what}: choose another `cache`, or remove it"
+                )
+        return found
 
     @torch.no_grad()
     def _code(self, x1: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -92,3 +163,13 @@ class Distilled(Coupling):
             self.teacher.to(x1.device)
         with torch.autocast(x1.device.type, enabled=False):
             return self.teacher.encode(noised, y), noised
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors and their names."""
+    found = hashlib.sha256()
+    for key in sorted(tensors):
+        value = tensors[key].detach().cpu().contiguous()
+        found.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

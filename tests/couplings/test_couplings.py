@@ -19,10 +19,12 @@ from genkit.data.densities import DensitySource
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
 from genkit.randomness import keyed_generator
+from genkit.solvers import SOLVERS
 from genkit.testing import couplings as laws
 from genkit.types import DataSpec, Rows, Source, StandardNormal
 
 NAMES = COUPLINGS.names()
+OPTIONS: dict[str, dict[str, Any]] = {"semidiscrete": {"steps": 500}}  # enough for so few rows
 SPEC = DataSpec("toy", (2,), classes=3)
 DATA = TensorSplit(
     torch.randn(300, 2, generator=keyed_generator(0, "toy")) @ torch.tensor([[2.0, 1.0], [0.0, 0.5]]) + 1,
@@ -33,10 +35,15 @@ ENCODED = Encoded(DATA, Continuous(SPEC))
 
 
 class Teacher(nn.Module):
-    """An invertible flow with a closed form: f(x, y) = (2 + y / 2) x + y."""
+    """An invertible flow with a closed form, f(x, y) = (2 + y / 2) x + y, and a flow of pairs to 2 x0 + y."""
 
-    def __init__(self, sigma: float = 0.0) -> None:
+    samplers = SOLVERS
+    classes = 3
+    device = torch.device("cpu")
+
+    def __init__(self, sigma: float = 0.0, shape: tuple[int, ...] = (2,)) -> None:
         super().__init__()
+        self.shape, self.source = shape, StandardNormal()
         self.slope = nn.Parameter(torch.tensor(2.0))
         self.spec, self.view = SPEC, SimpleNamespace(sigma=sigma)
         self.seen: list[tuple[Tensor, Tensor | None]] = []
@@ -46,10 +53,26 @@ class Teacher(nn.Module):
         shift = torch.zeros(len(x), 1) if y is None else y[:, None].to(x)
         return (self.slope + shift / 2) * x + shift
 
+    def velocity(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def trajectory(
+        self, n: int, y: Tensor | None, *, sampler: Any, generator: torch.Generator
+    ) -> tuple[list[Tensor], Tensor]:
+        x0 = self.source.sample(torch.empty(n, *self.shape), generator=generator)
+        self.seen.append((x0, y))
+        end = 2 * x0 if y is None else 2 * x0 + y.reshape(-1, *[1] * len(self.shape))
+        return [x0, end], torch.tensor([0.0, 1.0])
+
+    def sample(self, n: int, *, sampler: Any, generator: torch.Generator) -> Any:
+        return SimpleNamespace(nfe=SOLVERS.build(sampler).solve(lambda t, x: 0 * x, torch.zeros(n, 2)).nfe)
+
 
 def build(name: str, source: Source | None = None, **options: Any) -> Coupling:
-    coupling = COUPLINGS.build(name, **options)
+    coupling = COUPLINGS.build(name, **OPTIONS.get(name, {}), **options)
     teacher = Teacher() if coupling.needs_teacher else None
+    if teacher is not None and source is not None:
+        teacher.source = source
     coupling.setup(ENCODED, source or StandardNormal(), teacher)
     return coupling
 
@@ -79,10 +102,14 @@ def test_unlabelled_batches_have_no_classes_after_either(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_keep_their_shape(name: str) -> None:
-    coupling, x1 = build(name), torch.randn(6, 1, 4, 4)
-    if coupling.needs_teacher:
-        coupling.teacher.encode = lambda x, y: 2 * x
-    assert coupling(x1, generator=keyed_generator(0)).x0.shape == x1.shape
+    x1, spec = torch.randn(30, 1, 4, 4), DataSpec("images", (1, 4, 4))
+    coupling = COUPLINGS.build(name, **OPTIONS.get(name, {}))
+    teacher = Teacher(shape=spec.shape) if coupling.needs_teacher else None
+    if teacher is not None:
+        teacher.encode = lambda x, y: 2 * x  # type: ignore[method-assign]
+    coupling.setup(Encoded(TensorSplit(x1), Continuous(spec)), StandardNormal(), teacher)
+    pair = coupling(x1[:6], generator=keyed_generator(0))
+    assert pair.x0.shape == pair.x1.shape == (6, 1, 4, 4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,6 +172,14 @@ def test_without_setup_the_source_is_the_standard_normal(name: str) -> None:
 def test_a_missing_teacher_is_an_error_that_says_what_to_set(name: str) -> None:
     with pytest.raises(GenkitError, match="needs a teacher: set teacher=RUN_FOLDER"):
         COUPLINGS.build(name).setup(ENCODED, StandardNormal(), None)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if COUPLINGS.get(name).needs_data])
+def test_a_missing_data_set_is_an_error(name: str) -> None:
+    with pytest.raises(GenkitError, match="needs the data set"):
+        COUPLINGS.build(name).setup(None, StandardNormal())
+    with pytest.raises(GenkitError, match="call setup"):
+        COUPLINGS.build(name)(batch()[0])
 
 
 # ot
