@@ -192,6 +192,11 @@ def differentiated(log_density: Callable[[Tensor, Tensor], Tensor]) -> LogDensit
     return function
 
 
+def denoised(x: Tensor, gradient: Tensor, alpha: Any, sigma: Any, target: Target) -> Tensor:
+    """E[x1 | x_t = x] for one model; for others that of a density as narrow: (x + sigma^2 / c grad log pi) / alpha."""
+    return (x + sigma**2 / target.exponent * gradient) / alpha
+
+
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """(N,) -> (N, 1, ...), to multiply rows of `like` (N, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

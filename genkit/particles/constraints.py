@@ -11,16 +11,16 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.objectives.rewards import REWARDS, Reward
-from genkit.particles.base import TARGETS, Evaluation, Target, differentiated, per_row
+from genkit.particles.base import TARGETS, Evaluation, Target, denoised, differentiated, per_row
 
 
 @TARGETS.register("bounded")
 class Bounded(Target):
-    """pi_t(x) = p_t(x) exp(-d(x / alpha)^2 / (2 softness s^2 (1 + s^2))), at the end p_t(x) 1[d(x / alpha) = 0].
+    """pi_t(x) = p_t(x) exp(-d(x / alpha)^2 / (2 softness s^2 (1 + s^2))), at the end p_t(x) 1[d(D) = 0].
 
-    d is the distance to the region C, s = sigma / alpha. Noise in x / alpha has variance s^2, so this is as soft
-    as the noise. The factor 1 + s^2 (1 for the variance of data) lets it vanish at t=0, where without it a region
-    that is bounded on all sides would be one more Gaussian.
+    D = (x + sigma^2 / c grad log p_t(x)) / alpha is the denoised sample, d the distance to the region C, s = sigma /
+    alpha. Noise in x / alpha has variance s^2, so this is as soft as the noise. The factor 1 + s^2 (1 for the variance
+    of data) lets it vanish at t=0, where without it a region that is bounded on all sides would be one more Gaussian.
 
     low, high: the sides of a box, numbers or lists that broadcast to a sample, in encoded units; null for none.
     distance: in place of a box, d(x1): (N, ...) -> (N,), 0 inside; where autograd knows its gradient, it leads there.
@@ -46,10 +46,11 @@ class Bounded(Target):
     def __call__(self, t: Tensor, x: Tensor, last: bool = False) -> Evaluation:
         value, gradient = self.parts[0](t, x, last)
         alpha, sigma, _, _ = self.model.path.coefficients(t)
+        if last:
+            away, _ = self.squared(t, denoised(x, gradient, alpha, sigma, self))
+            return value.masked_fill(~(away <= 0), -math.inf), gradient
         away, uphill = self.squared(t, x / alpha)
         outside = ~(away <= 0)
-        if last:
-            return value.masked_fill(outside, -math.inf), gradient
         width = 2 * self.softness * (sigma / alpha) ** 2 * (1 + (sigma / alpha) ** 2)
         uphill = torch.where(per_row(outside, x), uphill, 0.0)  # inside, the root of a distance has no slope
         return value - away / width, gradient - uphill / (alpha * width)
@@ -77,10 +78,11 @@ def box(inner: Target, low: Any, high: Any) -> Callable[[Tensor], Tensor]:
 
 @TARGETS.register("reward")
 class Rewarded(Target):
-    """pi_t(x) = p_t(x) exp(strength a_t R(decode(D))), at the end p_t(x) exp(strength R(decode(x / alpha))).
+    """pi_t(x) = p_t(x) exp(strength a_t R(decode(D))).
 
     D = (x + sigma^2 / c grad log p_t(x)) / alpha is the denoised sample, a_t = alpha^2 / (alpha^2 + sigma^2) rises from
-    0 to 1. The reward sets weights only: it needs no gradient and gives none, so that it may be any function of data.
+    0, and is 1 at the end. The reward sets weights only: it needs no gradient and gives none, so that it may be any
+    function of data.
 
     reward: of the registry of rewards, or a function of samples as the data set stores them, (N, ...) -> (N,).
     Wu et al., Practical and Asymptotically Exact Conditional Sampling in Diffusion Models,
@@ -106,8 +108,7 @@ class Rewarded(Target):
         value, gradient = self.parts[0](t, x, last)
         alpha, sigma, _, _ = self.model.path.coefficients(t)
         share = 1.0 if last else alpha**2 / (alpha**2 + sigma**2)
-        data = x / alpha if last else (x + sigma**2 / self.exponent * gradient) / alpha
-        reward = self.reward(self.decode(data)).to(value)
+        reward = self.reward(self.decode(denoised(x, gradient, alpha, sigma, self))).to(value)
         if reward.shape != value.shape:
             raise GenkitError(
                 f"reward: a number for each of {len(x)} samples expected, not the shape {tuple(reward.shape)}"

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.particles.base import Cloud, Target, normal
+from genkit.particles.base import Cloud, Target, denoised, normal
 from genkit.particles.moves import MOVES, Move, half_square
 from genkit.particles.resamplers import RESAMPLERS, Resampler
 from genkit.solvers.base import GRIDS, Grid
@@ -38,6 +38,7 @@ from genkit.types import Generator
 Progress = Callable[
     [int, int, float, int], None
 ]  # steps done, steps foreseen, effective particles, resamplings
+LAST = 0.99  # nearer to 1 energies are too steep
 LOG_2PI = math.log(2 * math.pi)
 FINEST = 8  # adaptive steps are at most so many times finer or coarser than the fixed ones
 
@@ -93,9 +94,10 @@ class FeynmanKac:
     adaptive: null for the fixed times; else the share in (0, 1) of particles that a step should leave effective, each
         step being lengthened or shortened by what the last one left. No step is tried twice. As times then depend on
         the particles, the normalizer has a bias, of order 1 / N.
-    start: where pi is still near N(0, I / c); what differs is weighed. At the end x / alpha is returned, which is data
-        with Gaussian noise of standard deviation sigma / alpha, on the linear path 0.01 for end=0.99: far below a level
-        of an image with 17 levels in [-1, 1] (0.12), about one of 256 (0.008). Nearer to 1 energies are too steep.
+    start: where pi is still near N(0, I / c); what differs is weighed.
+    end: there x is denoised, to (x + sigma^2 / c grad log pi) / alpha. null for 0.99 or, of data with levels, the time
+        at which the noise, of standard deviation sigma / alpha, is as wide as a level, 2 / V in [-1, 1], if that comes
+        first: below it an energy only tells how levels were dequantized, and steeply, which costs particles.
     kernel: `diffusion` as above; `none` leaves x where it is, log w += log pi'(x) - log pi(x), and leaves it to `move`
         to follow: with threshold=0 annealed importance sampling. It needs many more steps.
     spread: v, the variance of data in encoded units; null estimates it for V at each step, which leaves weights exact
@@ -112,7 +114,7 @@ class FeynmanKac:
         adaptive: float | None = None,
         grid: Grid | str = "uniform",
         start: float = 0.01,
-        end: float = 0.99,
+        end: float | None = None,
         kernel: Literal["diffusion", "none"] = "diffusion",
         spread: float | None = None,
     ) -> None:
@@ -122,9 +124,9 @@ class FeynmanKac:
             raise GenkitError(f"threshold must be a share of the particles in [0, 1], not {threshold}")
         if adaptive is not None and not 0 < adaptive < 1:
             raise GenkitError(f"adaptive must be null or a share of the particles in (0, 1), not {adaptive}")
-        if not 0 < start < end < 1:
+        if not 0 < start < (LAST if end is None else end) < 1:
             raise GenkitError(
-                f"times must be 0 < start < end < 1, not {start} and {end}: at 0 and 1 weights are infinite"
+                f"times must be 0 < start < end < 1, not {start} and {end or LAST}: at 0 and 1 weights are infinite"
             )
         if kernel not in ("diffusion", "none"):
             raise GenkitError(f"kernel must be 'diffusion' or 'none', not '{kernel}'")
@@ -174,7 +176,7 @@ class FeynmanKac:
             if progress is not None:
                 progress(done, done + math.ceil((1 - u) / du - 1e-9), ess, resamplings)
         return Particles(
-            (cloud.x / now.alpha).to(target.model.dtype),
+            denoised(cloud.x, cloud.gradient, now.alpha, now.sigma, target).to(target.model.dtype),
             log_w.log_softmax(0),
             log_normalizers[-1],
             times,
@@ -188,9 +190,19 @@ class FeynmanKac:
     def moment(self, target: Target, u: float) -> Moment:
         """The time at the share u of the way."""
         share = float(self.grid.warp(torch.tensor([u], dtype=torch.float64)))
-        t = self.start + (self.end - self.start) * share
+        t = self.start + (self.last(target) - self.start) * share
         alpha, sigma, _, _ = target.model.path.coefficients(torch.tensor(t, dtype=torch.float64))
         return Moment(t, float(alpha), float(sigma), u == 1)
+
+    def last(self, target: Target) -> float:
+        """The time at the end."""
+        spec = target.model.spec
+        if self.end is not None or spec is None or not spec.levels:
+            return LAST if self.end is None else self.end
+        times = torch.linspace(self.start, LAST, 1000, dtype=torch.float64)
+        alpha, sigma, _, _ = target.model.path.coefficients(times)
+        fine = sigma / alpha <= 2 / spec.levels
+        return float(times[fine][0]) if bool(fine.any()) else LAST
 
     def begin(self, target: Target, now: Moment, generator: Generator) -> tuple[Cloud, Tensor]:
         """Particles from N(0, (alpha^2 + sigma^2) / c I), as if data had variance 1, and their log-weights."""

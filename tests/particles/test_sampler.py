@@ -15,6 +15,7 @@ from genkit.particles import MOVES, RESAMPLERS, TARGETS, Density, FeynmanKac, Pa
 from genkit.particles.sampler import Moment
 from genkit.randomness import keyed_generator
 from genkit.solvers import GRIDS
+from genkit.types import DataSpec
 from tests.oracles import GaussianMixture
 from tests.particles.problems import END, ONE, PROBLEMS, WIDE, A, B, build, chances, density
 
@@ -235,6 +236,30 @@ def test_times_run_from_start_to_end() -> None:
     assert run.log_normalizers[-1] == run.log_normalizer
     assert run.log_w.logsumexp(0) == pytest.approx(0)
     assert run.log_w.dtype == torch.float64
+
+
+def test_data_with_levels_end_where_the_noise_is_as_wide_as_a_level() -> None:
+    ends = []
+    for levels in (None, 16, 256, 2):
+        spec = DataSpec("pairs", (2,), levels=levels)
+        run = sampler(steps=3, particles=20).sample(Density(A.density, (2,), spec=spec))
+        ends.append(run.times[-1])
+    # on the linear path (1 - t) / t = 2 / V, to a thousandth of the way
+    assert ends == pytest.approx([0.99, 1 / (1 + 2 / 16), 0.99, 1 / 2], abs=1.5e-3)
+
+
+def test_samples_are_denoised() -> None:
+    """Those of N(0, C) at the end are the posterior means of what the particles are."""
+    seen = []
+
+    def kept(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(x)
+        return ONE.density(t, x)
+
+    run = sampler(steps=4, end=0.6, threshold=0.0).sample(Density(kept, (2,)))
+    s2, mean, cov = (0.4 / 0.6) ** 2, ONE.means[0], ONE.covs[0]
+    gain = cov @ torch.linalg.inv(cov + s2 * torch.eye(2, dtype=torch.float64))
+    torch.testing.assert_close(run.x, mean + (seen[-1] / 0.6 - mean) @ gain.T)
 
 
 def test_adaptive_times_are_coarser_where_weights_vary_little() -> None:
