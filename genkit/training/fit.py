@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from genkit.data.base import KeyedBatches, Split
 from genkit.errors import GenkitError
 from genkit.objectives import Objective
+from genkit.training.ahead import Ahead, Prepared
 from genkit.training.callbacks import (
     EMA,
     AtomicCheckpointIO,
@@ -30,7 +31,6 @@ from genkit.training.callbacks import (
 )
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
-from genkit.types import Batch
 
 
 @dataclass
@@ -50,8 +50,10 @@ class Loader(L.LightningDataModule):
         super().__init__()
         self.split, self.options, self.seed = split, options, seed
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Prepared]:
         assert self.trainer is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, GenerativeModule)
         parts = self.options.accumulate
         batches = KeyedBatches(
             self.split.to(self.trainer.strategy.root_device),
@@ -62,7 +64,7 @@ class Loader(L.LightningDataModule):
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
         )
-        return DataLoader(batches, batch_size=None)
+        return DataLoader(Ahead(batches, module.prepare), batch_size=None)
 
 
 def fit(

@@ -13,6 +13,7 @@ from torch import Tensor
 from genkit.errors import GenkitError
 from genkit.objectives import Objective
 from genkit.randomness import keyed_generator
+from genkit.training.ahead import Prepared
 from genkit.training.options import TrainingOptions
 from genkit.types import Batch
 
@@ -26,12 +27,19 @@ class GenerativeModule(L.LightningModule):
         self.first_bad: Tensor
         self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        part = batch_index % self.options.accumulate
-        key = (self.seed, "train", self.global_step, part, self.global_rank)
+    def prepare(self, batch: Batch, number: int) -> Prepared:
+        """What the step of the number-th batch trains on. It may run in another thread, ahead of the step."""
+        step, part = divmod(number, self.options.accumulate)
+        key = (self.seed, "train", step, part, self.global_rank)
         generator = keyed_generator(*key, device=self.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # a thread has a device of its own, and autocast too
+        with self.trainer.precision_plugin.forward_context():
+            return Prepared(self.objective.prepare(batch, generator=generator), generator)
+
+    def training_step(self, prepared: Prepared, batch_index: int) -> Tensor:
+        batch, generator = prepared
         torch.manual_seed(generator.initial_seed())  # dropout
-        batch = self.objective.prepare(batch, generator=generator)
         logs = self.objective.loss(batch, generator=generator)
         loss = logs["loss"]
         newly_bad = (self.first_bad < 0) & ~torch.isfinite(loss.detach())
