@@ -31,7 +31,8 @@ def test_recipe_loads_and_can_be_built(name):
     overrides = ["data.codec=null", "data.mix=null"] if coded else []
     if "arms" in read_yaml(path):
         comparison = Comparison.load(path, overrides)
-        comparison.check()
+        if path.stem != "full":
+            comparison.check()
         return
     recipe = Recipe.load(path, overrides)
     if path.stem != "full":

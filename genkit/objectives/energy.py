@@ -225,7 +225,7 @@ class Energy(Flow):
     ) -> LogProb:
         """Of the flow along the field (see `Flow.log_prob`) or, by="energy", -E at t = 0.99 without its constant.
 
-        Less a log Z, such as `genkit.particles.log_normalizer` gives, the latter is the log-probability.
+        `genkit.particles.log_prob` has the latter with its constant.
         """
         if by == "flow":
             options: dict[str, Any] = {"sampler": sampler, "divergence": divergence, "probes": probes}

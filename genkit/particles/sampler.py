@@ -264,30 +264,6 @@ class FeynmanKac:
         return min(max(changed, 1 / (FINEST * self.steps)), FINEST / self.steps)
 
 
-def log_normalizer(
-    target: Target,
-    sampler: FeynmanKac | None = None,
-    *,
-    runs: int = 8,
-    generator: Generator = None,
-) -> tuple[float, float]:
-    """log of the integral of pi at the end of the run over x_t, and its standard error.
-
-    From independent runs, whose estimates Z_r are unbiased: log mean Z_r, and the spread of Z_r / mean Z_r. An error
-    above about 0.3 says that a few runs dominate, and then it is itself too small: take more particles or steps.
-
-    sampler: default 256 particles and 64 steps. `FeynmanKac(kernel="none", move="hmc", threshold=0)` is annealed
-    importance sampling.
-    """
-    if runs < 2:
-        raise GenkitError(f"a standard error takes at least 2 runs, not {runs}")
-    sampler = FeynmanKac() if sampler is None else sampler
-    found = [sampler.sample(target, generator=generator).log_normalizer for _ in range(runs)]
-    logs = torch.tensor(found, dtype=torch.float64)
-    value = float(logs.logsumexp(0)) - math.log(runs)
-    return value, float((logs - value).exp().std() / runs**0.5)
-
-
 def at(target: Target, moment: Moment) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The target of one time."""
     t = torch.tensor(moment.t, dtype=torch.float64)
