@@ -131,7 +131,7 @@ class TrainerOptions:
     """Where training runs, in Lightning's words.
 
     The global batch and its rows are the same for any number of devices; each device draws noise of its own,
-    and couples within its part of the batch.
+    and couples within its part of the batch, but for couplings with `scope: global`.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
