@@ -196,7 +196,7 @@ def test_overrides_reach_any_depth(tmp_path: Path) -> None:
     assert config["training"]["lr"] == 2e-4
     assert config["training"]["clip"] is None
     assert config["training"]["betas"] == [0.5, 0.6]
-    assert config["objective"]["coupling"] == {"name": "ot"}
+    assert config["objective"]["coupling"] == {"name": "ot", "solver": "auto", "scope": "rank"}
     assert config["objective"]["path"]["beta_max"] == 9
     assert config["name"] == "other"
     assert config["model"]["width"] == 24  # the rest is as in the file
