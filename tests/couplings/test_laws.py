@@ -72,7 +72,7 @@ class DeafToTheGenerator(Changed):
 
 class Shrunk(Changed):
     def fault(self, pair: Pair) -> Pair:
-        return Pair(0.8 * pair.x0, pair.x1, pair.y, pair.index)
+        return Pair(0.6 * pair.x0, pair.x1, pair.y, pair.index)
 
 
 class Tilted(Changed):
