@@ -1,6 +1,7 @@
-"""The command line: genkit train | sample | evaluate | compare | list.
+"""The command line: genkit train | sample | evaluate | compare | list | check | new.
 
-Exit status 0 when all went well, 2 for bad input (one message, no traceback), 130 after Ctrl-C.
+Exit status 0 when all went well, 1 when `check` finds a law broken, 2 for bad input (one message, no traceback),
+130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
             default=[],
             metavar="FILE",
             help="run a Python file that registers more entries",
+        )
+        added.add_argument(
+            "--trust-plugins",
+            action="store_true",
+            help="import what installed packages register (entry points of the group genkit.plugins)",
         )
         return added
 
@@ -140,6 +146,15 @@ def parser() -> argparse.ArgumentParser:
     list_ = command("list", "What the registries hold, a line each.")
     list_.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(REGISTRIES))
     list_.add_argument("name", nargs="?", metavar="NAME", help="an entry: its options and what it does")
+
+    check = command("check", "Hold an entry against the laws of its kind; status 1 when one is broken.")
+    check.add_argument("kind", metavar="KIND", help="coupling, solver, path, objective, ...")
+    check.add_argument("name", metavar="NAME", help="an entry, such as one that --plugin FILE registers")
+    check.add_argument("overrides", **{**overrides, "help": "its options, such as steps=500"})
+
+    new = command("new", "Write NAME.py, a start for an entry of one's own that passes its check.")
+    new.add_argument("kind", metavar="KIND", help="coupling, solver, path, metric, ...")
+    new.add_argument("name", metavar="NAME", help="what recipes shall call it")
     return root
 
 
@@ -163,7 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         root.print_help()
         return 0
     try:
-        COMMANDS[arguments.command](arguments)
+        load_plugins(arguments)
+        status = COMMANDS[arguments.command](arguments)
     except GenkitError as error:
         return fail(str(error))
     except BrokenPipeError:  # the reader of our output has gone
@@ -178,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    return 0
+    return status or 0
 
 
 def fail(message: str) -> int:
@@ -189,9 +205,8 @@ def fail(message: str) -> int:
 def run_train(arguments: argparse.Namespace) -> None:
     from genkit.recipe import Recipe, check_plugins, read_yaml, train
 
-    loaded = load_plugins(arguments.plugin)
     config = read_yaml(arguments.recipe, arguments.overrides)
-    check_plugins(config, loaded, arguments.recipe)
+    check_plugins(config, (), arguments.recipe)
     if "arms" in config:
         raise GenkitError(f"{arguments.recipe} has arms: it is for `genkit compare`")
     recipe = Recipe.resolve(config, arguments.recipe)
@@ -210,7 +225,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
     from genkit.recipe import load
 
     writable(arguments.out or Path("samples.png"), SUFFIXES)
-    run = load(arguments.run, plugins=arguments.plugin, device=device(arguments.device))
+    run = load(arguments.run, device=device(arguments.device))
     asked = [
         word for word in PARTICLES if getattr(arguments, word.replace("-", "_")) not in (None, False, [])
     ]
@@ -257,7 +272,7 @@ def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[st
         name, equals, folder = text.partition("=")
         if not (name and equals and folder):
             raise GenkitError(f"--model is NAME=RUN, such as --model other=runs/other, not '{text}'")
-        models[name] = load(folder, plugins=arguments.plugin, device=device(arguments.device))
+        models[name] = load(folder, device=device(arguments.device))
     given = {key: getattr(arguments, key) for key in ("particles", "steps", "resampler", "move")}
     sampler = FeynmanKac(**{key: value for key, value in given.items() if value is not None})
     if arguments.n > sampler.particles:
@@ -298,7 +313,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     from genkit.recipe import load, override
     from genkit.registry import resolve_options
 
-    run = load(arguments.run, plugins=arguments.plugin, device=device(arguments.device))
+    run = load(arguments.run, device=device(arguments.device))
     given = override({}, arguments.overrides)
     options = EvaluationOptions(**resolve_options(EvaluationOptions, given, "evaluate"))
     if options.unmaskers_on is not None:
@@ -313,8 +328,7 @@ def run_compare(arguments: argparse.Namespace) -> None:
     from genkit.compare.report import print_table, write_report
     from genkit.compare.runner import Comparison, compare
 
-    loaded = load_plugins(arguments.plugin)
-    comparison = Comparison.load(arguments.recipe, arguments.overrides, plugins=loaded)
+    comparison = Comparison.load(arguments.recipe, arguments.overrides)
     out = arguments.out or Path("runs") / comparison.name
     if arguments.seeds < 1:
         raise GenkitError(f"--seeds must be at least 1, not {arguments.seeds}")
@@ -328,7 +342,6 @@ def run_compare(arguments: argparse.Namespace) -> None:
 
 
 def run_list(arguments: argparse.Namespace) -> None:
-    load_plugins(arguments.plugin)
     if arguments.kind is not None and arguments.kind not in REGISTRIES:
         raise choose(arguments.kind, REGISTRIES, "kind of entry")
     for kind in [arguments.kind] if arguments.kind else REGISTRIES:
@@ -344,19 +357,41 @@ def run_list(arguments: argparse.Namespace) -> None:
             print(f"  {entry:<{width}}  {registry.summary(entry)}")
 
 
-COMMANDS = {
+def run_check(arguments: argparse.Namespace) -> int:
+    from genkit.recipe import override
+    from genkit.testing import examine
+
+    report = examine(arguments.kind, arguments.name, **override({}, arguments.overrides))
+    print(report.text(color=sys.stdout.isatty()))
+    return 0 if report.holds else 1
+
+
+def run_new(arguments: argparse.Namespace) -> None:
+    from genkit.testing.starters import write_starter
+
+    path = write_starter(arguments.kind, arguments.name, Path.cwd())
+    print(f"{path.name}: try: genkit check {arguments.kind} {arguments.name} --plugin {path.name}")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": run_train,
     "sample": run_sample,
     "evaluate": run_evaluate,
     "compare": run_compare,
     "list": run_list,
+    "check": run_check,
+    "new": run_new,
 }
 
 
-def load_plugins(files: Sequence[str]) -> list[str]:
-    from genkit.registry import load_plugin
+def load_plugins(arguments: argparse.Namespace) -> None:
+    """Runs the plug-ins that were given, and those that are installed where they are trusted."""
+    from genkit.registry import load_installed, load_plugin
 
-    return [load_plugin(file) for file in files]
+    for file in arguments.plugin:
+        load_plugin(file)
+    if arguments.trust_plugins:
+        load_installed()
 
 
 def device(name: str) -> str:

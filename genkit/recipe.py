@@ -35,7 +35,14 @@ from genkit.objectives import OBJECTIVES, Objective
 from genkit.particles import TARGETS, Model, Target
 from genkit.particles.expression import parse
 from genkit.randomness import keyed_generator
-from genkit.registry import load_plugin, plugin_loaded, plugins_behind, resolve_options
+from genkit.registry import (
+    how_to_load,
+    load_installed,
+    load_plugin,
+    plugin_loaded,
+    plugins_behind,
+    resolve_options,
+)
 from genkit.solvers import SOLVERS, Solver
 from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import Report
@@ -411,13 +418,19 @@ class Run:
         return self.objective.log_prob(x, y, generator=generator, **options)
 
 
-def load(folder: str | Path, *, plugins: Iterable[str | Path] = (), device: str = "cpu") -> Run:
-    """The run in a folder. Only the plug-ins given here are run.
+def load(
+    folder: str | Path,
+    *,
+    plugins: Iterable[str | Path] = (),
+    trust_plugins: bool = False,
+    device: str = "cpu",
+) -> Run:
+    """The run in a folder. Only the plug-ins given here are run, and with `trust_plugins` those that are installed.
 
     Raises GenkitError for a folder that is no run, weights that are missing or corrupt, or of another model.
     """
     folder = Path(folder)
-    loaded = [load_plugin(plugin) for plugin in plugins]
+    loaded = [load_plugin(plugin) for plugin in plugins] + (load_installed() if trust_plugins else [])
     if not folder.is_dir():
         raise GenkitError(f"no such run folder: {folder}{_nearest_run(folder)}")
     if not (folder / "recipe.yaml").is_file():
@@ -472,9 +485,7 @@ def check_plugins(config: Mapping[str, Any], loaded: Iterable[str], source: str)
     needed = config.get("plugins") or []
     for name in needed if isinstance(needed, list) else []:
         if name not in loaded and not plugin_loaded(name):
-            raise GenkitError(
-                f"{source} needs the plug-in '{name}': give --plugin FILE (or load(..., plugins=[FILE]))"
-            )
+            raise GenkitError(f"{source} needs the plug-in '{name}': {how_to_load(name)}")
 
 
 def train(

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
 
@@ -45,7 +47,11 @@ class Registry(Generic[T]):
         Registry.by_base[base] = self
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator. Raises GenkitError for a taken name or a class of another kind."""
+        """Class decorator.
+
+        Raises GenkitError for a taken name, a class of another kind, and one whose methods are missing or cannot be
+        called as those of the base class.
+        """
 
         def add(cls: type[T]) -> type[T]:
             if not (isinstance(cls, type) and issubclass(cls, self.base)):
@@ -58,6 +64,7 @@ class Registry(Generic[T]):
                 cls.__qualname__,
             ):
                 raise GenkitError(f"{self.kind} '{name}' is already registered by {taken.__module__}")
+            check_methods(cls, self.base, f"{self.kind} '{name}'", given=self.given)
             self._entries[name] = cls
             return cls
 
@@ -135,6 +142,44 @@ class Registry(Generic[T]):
                 self._loaded = False
                 raise
         return self._entries
+
+
+def check_methods(cls: type, base: type, where: str, *, given: int = 0) -> None:
+    """Raises GenkitError unless `cls` has the methods of `base`, each of which can be called as that of `base`, and a
+    constructor that takes `given` arguments by position."""
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise GenkitError(f"{where}: {cls.__name__} does not define {', '.join(missing)}")
+    for name, ours in vars(base).items():
+        theirs = getattr(cls, name)
+        if not inspect.isfunction(ours) or theirs is ours or name == "__init__":
+            continue
+        parameters = [p for p in inspect.signature(ours).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        for some in (parameters, [p for p in parameters if p.default is p.empty]):
+            keywords = {p.name: None for p in some if p.kind is p.KEYWORD_ONLY}
+            try:
+                inspect.signature(theirs).bind(*[None] * (len(some) - len(keywords)), **keywords)
+            except (TypeError, ValueError) as error:
+                raise GenkitError(
+                    f"{where}: {cls.__name__}.{name}{_plain(theirs)} must be callable as "
+                    f"{base.__name__}.{name}{_plain(ours)}: {error}"
+                ) from None
+    try:
+        inspect.signature(cls).bind_partial(*[None] * given)
+    except TypeError:
+        raise GenkitError(
+            f"{where}: the constructor of {cls.__name__} must take {given} argument{'s' * (given > 1)} by position, "
+            f"before its options, and is {_plain(cls)}"
+        ) from None
+
+
+def _plain(function: Any) -> str:
+    """The signature without annotations."""
+    try:
+        found = inspect.signature(function)
+    except (TypeError, ValueError):
+        return f", which is {function!r},"
+    parameters = [p.replace(annotation=p.empty) for p in found.parameters.values()]
+    return str(found.replace(parameters=parameters, return_annotation=found.empty))
 
 
 def check_options(cls: type, options: Mapping[str, Any], where: str, *, given: int = 0) -> None:
@@ -231,20 +276,26 @@ def _words(hint: Any) -> str:
     return plain.get(hint, str(hint) if origin else getattr(hint, "__name__", str(hint)))
 
 
-PLUGINS: dict[str, str] = {}  # module -> SHA-256 (hex) of its file
+GROUP = "genkit.plugins"  # of entry points
+PLUGINS: dict[str, str] = {}  # module -> SHA-256 (hex) of its file, of an installed plug-in of all its files
+INSTALLED: dict[str, str] = {}  # module -> the name of its entry point
 
 
 def plugins_behind(names: set[str]) -> dict[str, str]:
-    """The plug-ins that registered any of these names, each with the SHA-256 (hex) of its file."""
+    """The plug-ins that registered any of these names, each with the SHA-256 (hex) of what it is."""
     entries = (entry for registry in Registry.by_base.values() for entry in registry._entries.items())
     modules = {cls.__module__ for name, cls in entries if name in names and cls.__module__ in PLUGINS}
-    return {module.removeprefix("genkit_plugin_"): PLUGINS[module] for module in sorted(modules)}
+    return {_plugin_of(module): PLUGINS[module] for module in sorted(modules)}
+
+
+def _plugin_of(module: str) -> str:
+    return INSTALLED.get(module, module.removeprefix("genkit_plugin_"))
 
 
 def load_plugin(path: str | Path) -> str:
     """Runs a Python file, so that what it registers can be used; returns the name a recipe has for it.
 
-    Raises GenkitError for a file that is missing or does not import.
+    Raises GenkitError for a file that is missing or does not import, and for what it registers (see `register`).
     """
     path = Path(path)
     if not path.is_file():
@@ -257,16 +308,57 @@ def load_plugin(path: str | Path) -> str:
     sys.modules[name] = module
     PLUGINS[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
-        module_spec.loader.exec_module(module)
-    except GenkitError as error:
+        with _importing(f"--plugin {path}"):
+            module_spec.loader.exec_module(module)
+    except GenkitError:
         del sys.modules[name]
-        raise GenkitError(f"--plugin {path}: {error}") from error
-    except Exception as error:
-        del sys.modules[name]
-        raise GenkitError(f"--plugin {path} does not import: {type(error).__name__}: {error}") from error
+        raise
     return path.stem
 
 
+def load_installed() -> list[str]:
+    """Imports the plug-ins of installed packages (entry points of the group `genkit.plugins`); returns their names.
+
+    Raises GenkitError for one that does not import, and for what it registers.
+    """
+    found = []
+    for point in importlib.metadata.entry_points(group=GROUP):
+        with _importing(f"--trust-plugins: the plug-in '{point.name}' ({point.value})"):
+            point.load()
+        top = point.module.partition(".")[0]
+        entries = [cls.__module__ for r in Registry.by_base.values() for cls in r._entries.values()]
+        modules = sorted({point.module, *(name for name in entries if name.partition(".")[0] == top)})
+        digest = hashlib.sha256()
+        for name in modules:
+            file = getattr(sys.modules[name], "__file__", None)
+            digest.update(Path(file).read_bytes() if file else b"")
+        for name in modules:
+            PLUGINS[name], INSTALLED[name] = digest.hexdigest(), point.name
+        found.append(point.name)
+    return found
+
+
+@contextmanager
+def _importing(what: str) -> Iterator[None]:
+    """What a plug-in raises becomes a GenkitError that says which plug-in it was."""
+    try:
+        yield
+    except GenkitError as error:
+        raise GenkitError(f"{what}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise GenkitError(f"{what} does not import: {type(error).__name__}: {error}") from error
+
+
 def plugin_loaded(name: str) -> bool:
-    """Whether `load_plugin` has run a file of that name in this process."""
-    return f"genkit_plugin_{name}" in sys.modules
+    """Whether a plug-in of that name, a file or an installed one, was run in this process."""
+    return any(_plugin_of(module) == name and module in sys.modules for module in PLUGINS)
+
+
+def how_to_load(name: str) -> str:
+    """The flag that runs the plug-in `name`. Reads what is installed, and runs nothing."""
+    if name in importlib.metadata.entry_points(group=GROUP).names:
+        return "it is installed: give --trust-plugins (or load(..., trust_plugins=True))"
+    return (
+        "give --plugin FILE (or load(..., plugins=[FILE])), or install the package that has it and give "
+        "--trust-plugins"
+    )

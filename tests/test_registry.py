@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib
 import inspect
 import itertools
@@ -17,7 +18,18 @@ from pathlib import Path
 import pytest
 
 from genkit.errors import GenkitError, choose
-from genkit.registry import Registry, check_options, check_value, load_plugin
+from genkit.registry import (
+    INSTALLED,
+    PLUGINS,
+    Registry,
+    check_options,
+    check_value,
+    how_to_load,
+    load_installed,
+    load_plugin,
+    plugin_loaded,
+    plugins_behind,
+)
 
 ROOT = Path(__file__).parent.parent
 FILES = {
@@ -203,9 +215,110 @@ def test_wrong_base_class(zoo, wrong):
 
 
 def test_register_returns_the_class(zoo):
-    class Goat(zoo.Animal): ...
+    class Straw(zoo.Food): ...
 
-    assert zoo.animals.register("goat")(Goat) is Goat
+    assert zoo.foods.register("straw")(Straw) is Straw
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("pass", "Mine does not define run"),
+        (
+            "def run(self, x): ...",
+            r"Mine.run\(self, x\) must be callable as Base.run\(self, x, y=None, \*, key=0\): ",
+        ),
+        ("def run(self, x, y, *, key=0): ...", "missing a required argument: 'y'"),
+        ("def run(self, x, y=None, *, key): ...", "missing a required argument: 'key'"),
+        ("def run(self, x, y=None, z=1): ...", "got an unexpected keyword argument 'key'"),
+        ("run = 3", "must be callable as"),
+        (
+            "def __init__(self): ...\n    def run(self, x, y=None, *, key=0): ...",
+            "Mine must take 1 argument by position",
+        ),
+    ],
+)
+def test_a_class_of_another_signature_is_refused(zoo, body, message):
+    class Base(abc.ABC):
+        def __init__(self, spec): ...
+
+        @abc.abstractmethod
+        def run(self, x, y=None, *, key=0): ...
+
+        def help(self): ...
+
+    registry, names = Registry(Base, "runner", zoo.package, given=1), {"Base": Base}
+    exec(f"class Mine(Base):\n    {body}", names)
+    with pytest.raises(GenkitError, match=f"^runner 'mine': .*{message}"):
+        registry.register("mine")(names["Mine"])
+    assert "mine" not in registry.names()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "def run(self, a, b=None, *, key=0): ...",
+        "def run(self, *args, **kwargs): ...",
+        "def run(self, x, y=None, z=1, *, key=0, more=2): ...",
+        "run = lambda self, x, y=None, key=0: x",
+    ],
+)
+def test_what_can_be_called_alike_is_accepted(zoo, body):
+    class Base(abc.ABC):
+        @abc.abstractmethod
+        def run(self, x, y=None, *, key=0): ...
+
+    names = {"Base": Base}
+    exec(f"class Mine(Base):\n    {body}", names)
+    Registry(Base, "runner", zoo.package).register("mine")(names["Mine"])
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Writes an installed package whose entry point is a plug-in; returns its name."""
+
+    def write(text: str, name: str = "goats") -> str:
+        module = f"plugin_package_{next(counter)}"
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(text))
+        info = tmp_path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[genkit.plugins]\n{name} = {module}\n")
+        importlib.invalidate_caches()
+        return module
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield write
+    for module in [module for module in PLUGINS if module.startswith("plugin_package_")]:
+        del PLUGINS[module], INSTALLED[module], sys.modules[module]
+
+
+def test_an_installed_plugin_is_imported_when_it_is_trusted(zoo, package):
+    """Its entries are there, a recipe knows it by the name of its entry point, and it has a hash of its own."""
+    module = package(f"""
+        from {zoo.package}.base import ANIMALS, Animal
+        @ANIMALS.register("goat")
+        class Goat(Animal):
+            def noise(self): return "meh"
+    """)
+    assert "goat" not in zoo.animals.names()
+    assert not plugin_loaded("goats")
+    assert "give --trust-plugins" in how_to_load("goats")
+    assert module not in sys.modules  # to ask what is installed runs nothing
+    assert load_installed() == ["goats"]
+    assert zoo.animals.build("goat").noise() == "meh"
+    assert plugin_loaded("goats")
+    assert list(plugins_behind({"goat"})) == ["goats"]
+    assert len(plugins_behind({"goat"})["goats"]) == 64
+
+
+def test_an_installed_plugin_that_does_not_import_is_named(package):
+    module = package("import no_such_module")
+    with pytest.raises(
+        GenkitError, match=rf"--trust-plugins: the plug-in 'goats' \({module}\) does not import: Mod"
+    ):
+        load_installed()
+    assert "--plugin FILE" in how_to_load("sheep")
 
 
 def test_plugin_adds_itself(zoo, tmp_path):
@@ -238,6 +351,7 @@ def test_plugin_adds_itself(zoo, tmp_path):
         ("notes.txt", "x = 1", r"--plugin .*notes.txt: a plug-in is a Python file \(.py\)"),
         ("syntax.py", "def", "--plugin .*syntax.py does not import: SyntaxError: "),
         ("fails.py", "import no_such_module", "--plugin .*fails.py does not import: ModuleNotFoundError: "),
+        ("stops.py", "import sys\nsys.exit(0)", "--plugin .*stops.py does not import: SystemExit: 0"),
         ("taken.py", "from genkit.errors import *\nraise GenkitError('taken')", "--plugin .*taken.py: taken"),
     ],
 )
