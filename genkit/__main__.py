@@ -316,8 +316,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     run = load(arguments.run, device=device(arguments.device))
     given = override({}, arguments.overrides)
     options = EvaluationOptions(**resolve_options(EvaluationOptions, given, "evaluate"))
-    if options.unmaskers_on is not None:
-        raise GenkitError("evaluate: unmaskers_on names arms of a comparison: leave it out for one run")
+    for key in ("unmaskers_on", "control_on"):
+        if getattr(options, key) is not None:
+            raise GenkitError(f"evaluate: {key} names arms of a comparison: leave it out for one run")
     with listening() as listener:
         result = evaluated(run, options, listener)
     print_evaluation(run.name, result)

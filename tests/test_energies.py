@@ -167,6 +167,7 @@ def test_controls_that_cannot_be_are_known_before_training(
         ("[{sampler: {partices: 9}}]", "did you mean 'particles'"),
     ):
         refused(capsys, [*argv, f"evaluation.control={wrong}"], words)
+    refused(capsys, [*argv, "evaluation.control_on=[energie]"], "control_on", "did you mean 'energy'")
     assert not (tmp_path / "out" / "energy").exists()
 
 

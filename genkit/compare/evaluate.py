@@ -47,6 +47,7 @@ class EvaluationOptions:
         that they can take, at each number of steps, or as it is where it has none. unmaskers_on: the arms of a
         comparison for which that is done; null for all.
     control: what energies are sampled for with particles, expressions or mappings (see `genkit.compare.control`).
+        control_on: the arms of a comparison for which that is done; null for all.
     scorer: an arm, or the folder of a run, with an exact likelihood, under which samples have a generative perplexity.
     guidance: a scale, or a guidance with options; 1 is off.
     likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs. probes: of its trace.
@@ -60,6 +61,7 @@ class EvaluationOptions:
     unmaskers: list[str | dict[str, Any]] = field(default_factory=list)
     unmaskers_on: list[str] | None = None
     control: list[str | dict[str, Any]] = field(default_factory=list)
+    control_on: list[str] | None = None
     scorer: str | None = None
     guidance: Guidance | str | float = 1.0
     likelihood_rows: int = 128
@@ -92,8 +94,11 @@ class EvaluationOptions:
 
     def on(self, arm: str) -> EvaluationOptions:
         """What is measured of one arm of a comparison."""
-        wanted = self.unmaskers_on is None or arm in self.unmaskers_on
-        return replace(self, unmaskers=self.unmaskers if wanted else [], unmaskers_on=None)
+        chosen: dict[str, Any] = {}
+        for name in ("unmaskers", "control"):
+            arms = getattr(self, f"{name}_on")
+            chosen |= {name: getattr(self, name) if arms is None or arm in arms else [], f"{name}_on": None}
+        return replace(self, **chosen)
 
     def built_guidance(self) -> Guidance:
         scale = self.guidance

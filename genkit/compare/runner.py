@@ -135,9 +135,10 @@ class Comparison:
         if scorer is not None and scorer not in self.arms and not Path(scorer).is_dir():
             error = choose(scorer, self.arms, "arm or run folder")
             raise GenkitError(f"{self.source}: evaluation: scorer: {error}")
-        for arm in self.options().unmaskers_on or ():
-            if arm not in self.arms:
-                raise GenkitError(f"{self.source}: evaluation: unmaskers_on: {choose(arm, self.arms, 'arm')}")
+        for key in ("unmaskers_on", "control_on"):
+            for arm in getattr(self.options(), key) or ():
+                if arm not in self.arms:
+                    raise GenkitError(f"{self.source}: evaluation: {key}: {choose(arm, self.arms, 'arm')}")
         return order
 
     def options(self) -> EvaluationOptions:
