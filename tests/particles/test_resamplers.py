@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.particles import RESAMPLERS
+from genkit.particles.resamplers import quantiles
 from genkit.randomness import keyed_generator
 
 EACH = pytest.mark.parametrize("name", RESAMPLERS.names())
@@ -60,6 +61,12 @@ def test_equal_weights_and_one_that_has_all(name: str) -> None:
     if name != "multinomial":
         rows = RESAMPLERS.build(name)(torch.zeros(8, dtype=torch.float64), 8, generator=keyed_generator(0))
         assert sorted(rows.tolist()) == list(range(8))
+
+
+def test_rounding_does_not_reach_what_weighs_nothing() -> None:
+    u = torch.tensor([0.0, 1 - 2**-53, 1.0], dtype=torch.float64)
+    assert quantiles(LOG_W.exp(), u).tolist() == [0, 5, 5]
+    assert quantiles(LOG_W.exp().flip(0), u).tolist() == [1, 6, 6]
 
 
 @EACH
