@@ -71,6 +71,7 @@ def examine(kind: str, target: type | str, /, **options: Any) -> Report:
 
 def check(kind: str, target: type | str, /, **options: Any) -> list[Result]:
     """The results of `examine`. Raises AssertionError where a law is broken, and what `examine` raises."""
+    __tracebackhide__ = True  # pytest shows the caller's line and the message
     report = examine(kind, target, **options)
     if not report.holds:
         raise AssertionError(report.text(only_broken=True))
@@ -79,39 +80,47 @@ def check(kind: str, target: type | str, /, **options: Any) -> list[Result]:
 
 def check_coupling(target: type | str, /, **options: Any) -> list[Result]:
     """See `check`. A coupling that needs a teacher gets one in closed form."""
+    __tracebackhide__ = True
     return check("coupling", target, **options)
 
 
 def check_solver(target: type | str, /, **options: Any) -> list[Result]:
     """See `check`."""
+    __tracebackhide__ = True
     return check("solver", target, **options)
 
 
 def check_path(target: type | str, /, **options: Any) -> list[Result]:
     """See `check`."""
+    __tracebackhide__ = True
     return check("path", target, **options)
 
 
 def check_objective(target: type | str, /, **options: Any) -> list[Result]:
     """See `check`. It is built on the first of some small data sets that it takes."""
+    __tracebackhide__ = True
     return check("objective", target, **options)
 
 
 def check_guidance(target: type | str, /, **options: Any) -> list[Result]:
     """See `check`."""
+    __tracebackhide__ = True
     return check("guidance", target, **options)
 
 
 def check_unmasker(target: type | str, /, **options: Any) -> list[Result]:
     """See `check`."""
+    __tracebackhide__ = True
     return check("unmasker", target, **options)
 
 
 def check_dataset(target: type | str, /, **options: Any) -> list[Result]:
     """See `check`."""
+    __tracebackhide__ = True
     return check("dataset", target, **options)
 
 
 def check_metric(target: type | str, /, **options: Any) -> list[Result]:
     """See `check`. It is fed with the first of some small data sets to which it applies."""
+    __tracebackhide__ = True
     return check("metric", target, **options)

@@ -223,7 +223,7 @@ def rows_of(data: EncodedData, size: int, key: int = 0) -> Given:
     return x1, y, index
 
 
-def drawn(coupling: Coupling, data: EncodedData, *, batches: int = 60, size: int = 48) -> list[Pair]:
+def drawn(coupling: Coupling, data: EncodedData, *, batches: int = 100, size: int = 48) -> list[Pair]:
     """The pairs of each of many batches; those of a weighted batch are drawn again by their weights."""
     pairs = []
     for key in range(batches):
@@ -285,19 +285,20 @@ def repeats(coupling: Coupling, data: EncodedData, *, size: int = 48) -> float:
 
 
 def source_p(
-    coupling: Coupling, data: EncodedData, *, batches: int = 60, pairs: list[Pair] | None = None
+    coupling: Coupling, data: EncodedData, *, batches: int = 100, pairs: list[Pair] | None = None
 ) -> float:
     """p-value that x0 comes from the source, over many batches, or over these `pairs` (see `p_value`)."""
     pairs = drawn(coupling, data, batches=batches) if pairs is None else pairs
     x0 = torch.stack([pair.x0 for pair in pairs])
-    fresh = coupling.source.sample(x0.flatten(0, 1), generator=keyed_generator(0, "law source"))
-    return p_value(x0, fresh.reshape(x0.shape))
+    like = x0.repeat(4, *[1] * (x0.ndim - 1))  # more of them, for the test to see more
+    fresh = coupling.source.sample(like.flatten(0, 1), generator=keyed_generator(0, "law source"))
+    return p_value(x0, fresh.reshape(like.shape))
 
 
-def data_p(coupling: Coupling, data: EncodedData, *, batches: int = 60, size: int = 48) -> float:
+def data_p(coupling: Coupling, data: EncodedData, *, batches: int = 100, size: int = 48) -> float:
     """p-value that x1 comes from the data, over many batches (see `p_value`)."""
     pairs = drawn(coupling, data, batches=batches, size=size)
-    fresh = [rows_of(data, size, key)[0] for key in range(batches, 2 * batches)]
+    fresh = [rows_of(data, size, key)[0] for key in range(batches, 5 * batches)]
     return p_value(torch.stack([pair.x1 for pair in pairs]), torch.stack(fresh))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -36,7 +35,7 @@ def data_set(name: str) -> Dataset:
 class Case:
     """A metric class with its options, and how it is fed: with rows as they should be, or as they should not.
 
-    Of its options, `data` is not the metric's own but the data set (or its name) that it is fed with.
+    Of the options, `data` is that of the check: the data set, or its name, that the metric is fed with.
     """
 
     cls: type[DataMetric]
@@ -45,7 +44,7 @@ class Case:
     taken: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = None if "data" in inspect.signature(self.cls).parameters else self.options.pop("data", None)
+        given = self.options.pop("data", None)
         known = [data_set(name) for name in DATA] if given is None else [DATASETS.build(given)]
         found = next((data for data in known if self.cls.applies(data.spec)), None)
         if found is None:
@@ -159,7 +158,7 @@ class Case:
         return update
 
 
-LAWS = Laws(METRICS, Case)
+LAWS = Laws(METRICS, Case, own=("data",))
 
 
 def numbers(found: Any) -> dict[str, Any]:

@@ -127,7 +127,7 @@ from genkit.guidance import GUIDANCES, Guidance
 
 @GUIDANCES.register("NAME")
 class CLASS(Guidance):
-    """What it does, in one line; here classifier-free guidance from a time on: v_c + (scale - 1) (v_c - v_u)."""
+    """What it does, in one line; here v_c + (scale - 1) (v_c - v_u) from a time on."""
 
     def __init__(self, scale: float = 1.0, start: float = 0.2) -> None:
         self.scale, self.start = scale, start
