@@ -240,12 +240,11 @@ def test_register_returns_the_class(zoo):
 )
 def test_a_class_of_another_signature_is_refused(zoo, body, message):
     class Base(abc.ABC):
-        def __init__(self, spec): ...
+        def __init__(self, spec):
+            self.spec = spec
 
         @abc.abstractmethod
         def run(self, x, y=None, *, key=0): ...
-
-        def help(self): ...
 
     registry, names = Registry(Base, "runner", zoo.package, given=1), {"Base": Base}
     exec(f"class Mine(Base):\n    {body}", names)
