@@ -1,4 +1,4 @@
-"""Every coupling keeps what it declares: rows, source, independence, cost, determinism."""
+"""Couplings beyond the laws of them all (see tests/testing): what they need, and what each one is."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from genkit.couplings import COUPLINGS, Coupling
 from genkit.data.base import Encoded, TensorSplit
-from genkit.data.densities import DensitySource
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
 from genkit.randomness import keyed_generator
 from genkit.solvers import SOLVERS
 from genkit.testing import couplings as laws
-from genkit.types import DataSpec, Rows, Source, StandardNormal
+from genkit.types import DataSpec, Source, StandardNormal
 
 NAMES = COUPLINGS.names()
 FITTED: dict[Any, Coupling] = {}  # couplings that take a while to set up, by name and source
@@ -87,71 +86,9 @@ def batch(n: int = 48, key: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return *DATA.take(index), index  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_rows_are_aligned_and_whole(name: str) -> None:
-    coupling, (x1, y, index) = build(name), batch()
-    pair = coupling(x1.clone(), y, index=index, generator=keyed_generator(0))
-    assert pair.x0.shape == pair.x1.shape == x1.shape
-    assert pair.x0.dtype == pair.x1.dtype == x1.dtype
-    assert pair.x0.isfinite().all()
-    assert not pair.x0.requires_grad
-    assert pair.weight is None or (pair.weight.shape == (len(x1),) and (pair.weight >= 0).all())
-    assert laws.moved(coupling, ENCODED) == 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_unlabelled_batches_have_no_classes_after_either(name: str) -> None:
-    pair = build(name)(batch()[0], generator=keyed_generator(0))
-    assert pair.y is None
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_images_keep_their_shape(name: str) -> None:
-    x1, spec = torch.randn(30, 1, 4, 4), DataSpec("images", (1, 4, 4))
-    coupling = COUPLINGS.build(name)
-    teacher = Teacher(shape=spec.shape) if coupling.needs_teacher else None
-    if teacher is not None:
-        teacher.encode = lambda x, y: 2 * x  # type: ignore[method-assign]
-    coupling.setup(Encoded(TensorSplit(x1), Continuous(spec)), StandardNormal(), teacher)
-    pair = coupling(x1[:6], generator=keyed_generator(0))
-    assert pair.x0.shape == pair.x1.shape == (6, 1, 4, 4)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_pairs_are_a_function_of_the_generator(name: str) -> None:
-    assert laws.repeats(build(name), ENCODED) == 0
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if COUPLINGS.get(name).keeps_source])
-def test_other_seeds_give_other_pairs(name: str) -> None:
-    coupling, (x1, y, index) = build(name), batch()
-    first, other = (coupling(x1, y, index=index, generator=keyed_generator(seed)).x0 for seed in (1, 2))
-    assert not torch.equal(first.sort(0).values, other.sort(0).values)
-
-
-@pytest.mark.parametrize("source", ["normal", "8gaussians"])
-@pytest.mark.parametrize("name", [name for name in NAMES if COUPLINGS.get(name).keeps_source])
-def test_the_marginal_of_x0_is_the_source(name: str, source: str) -> None:
-    drawn = StandardNormal() if source == "normal" else DensitySource(source)  # type: ignore[arg-type]
-    assert laws.source_p(build(name, drawn), ENCODED) > 1e-3
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if COUPLINGS.get(name).keeps_source])
-def test_the_marginal_of_x1_is_the_data(name: str) -> None:
-    """Where the source is not kept, weights may tilt the data too."""
-    if COUPLINGS.get(name).rows is not Rows.GENERATED:
-        assert laws.data_p(build(name), ENCODED) > 1e-3
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_dependence_is_as_declared(name: str) -> None:
-    found = laws.dependence(build(name), ENCODED)
-    assert found < 1.5 if COUPLINGS.get(name).independent else found > 3
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if COUPLINGS.get(name).lowers_cost])
-def test_the_cost_is_lower_where_declared(name: str) -> None:
-    assert laws.cost_ratio(build(name), ENCODED) < 0.95
+@pytest.mark.parametrize("name", [name for name in NAMES if not COUPLINGS.get(name).independent])
+def test_none_claims_less_than_it_keeps(name: str) -> None:
+    assert laws.dependence(build(name), ENCODED) > 3
 
 
 @pytest.mark.parametrize("name", NAMES)

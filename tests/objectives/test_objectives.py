@@ -105,14 +105,6 @@ def test_the_loss_is_finite_and_a_function_of_the_generator(name: str, spec: Dat
 
 
 @EACH
-def test_preparing_takes_no_gradients(name: str) -> None:
-    spec = data_of(name)[0]
-    prepared = build(name, spec).prepare(batch(spec), generator=keyed_generator(0))
-    for made in (prepared.encoded, prepared.pair and prepared.pair.x0, prepared.pair and prepared.pair.x1):
-        assert made is None or not made.requires_grad
-
-
-@EACH
 def test_the_loss_of_an_unprepared_batch(name: str) -> None:
     with pytest.raises(GenkitError, match="went through prepare"):
         build(name, data_of(name)[0]).loss(batch(data_of(name)[0]))

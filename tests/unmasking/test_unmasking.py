@@ -298,33 +298,6 @@ def test_everything_is_revealed_and_what_is_given_stays(name: str, steps: int) -
         assert found.max() < JOINT.mask
 
 
-@EACH
-def test_nothing_to_reveal_costs_nothing(name: str) -> None:
-    given = torch.zeros(5, 4, dtype=torch.long)
-    found = sample(name, given=given)
-    assert torch.equal(found.x, given)
-    assert (found.nfe, found.passes) == (0, 0)
-
-
-@EACH
-def test_samples_are_a_function_of_the_generator(name: str) -> None:
-    one, again, other = (sample(name, n=50, key=key) for key in (0, 0, 1))
-    assert torch.equal(one.x, again.x)
-    assert one.nfe == again.nfe
-    assert not torch.equal(one.x, other.x)
-
-
-@EACH
-def test_neither_input_nor_the_unmasker_changes(name: str) -> None:
-    x, free = torch.full((6, 4), JOINT.mask), torch.ones(6, 4, dtype=torch.bool)
-    unmasker = UNMASKERS.build(name)
-    before = dict(vars(unmasker))
-    unmasker.sample(JOINT.predict, x, free, masks(JOINT), generator=keyed_generator(0))
-    assert (x == JOINT.mask).all()
-    assert free.all()
-    assert vars(unmasker) == before
-
-
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "geometric", "log_linear"])
 @pytest.mark.parametrize("name", ["ancestral", "confidence", "remasking", "corrector"])
 def test_any_schedule_ends_with_all_revealed(name: str, schedule: str) -> None:
