@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from genkit.guidance import GUIDANCES, Guidance, guided
+from genkit.guidance import GUIDANCES, Guidance
 from genkit.testing.laws import Finding, Laws, at_most, both, difference, equal
 
 TIMES = [torch.tensor(t, dtype=torch.float64) for t in (0.0, 0.25, 1.0)]
@@ -50,25 +49,6 @@ def scale_1_is_off_bit_for_bit(case: Case) -> Finding | None:
         difference(off.combine(case.conditional, case.unconditional, t), case.conditional) for t in TIMES
     )
     return both(equal(off.active, False, "active:"), at_most(worst, 0, "it changes the prediction by"))
-
-
-@LAWS.law
-def inactive_guidance_costs_nothing(case: Case) -> Finding | None:
-    """What says that it is not active leaves the prediction as it is, and the network is asked for one branch."""
-    found = next((g for g in (case.guidance, case.build(1.0)) if not g.active), None)
-    if found is None:
-        return None
-    rows: list[int] = []
-
-    def predict(t: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
-        rows.append(len(x))
-        return 2 * x
-
-    y = torch.zeros(8, dtype=torch.long)
-    x = guided(predict, y, found)(TIMES[1], case.conditional)
-    return both(
-        at_most(difference(x, 2 * case.conditional), 0, "changed by"), equal(rows, [8], "rows asked:")
-    )
 
 
 @LAWS.law

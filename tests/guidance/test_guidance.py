@@ -17,6 +17,18 @@ def predict(t: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
     return t + x * (2.0 + y[:, None]) + y[:, None]
 
 
+def test_the_unconditional_branch_of_inactive_guidance_is_not_paid_for() -> None:
+    rows, x, y = [], torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+
+    def counting(t: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        rows.append(len(x))
+        return predict(t, x, y)
+
+    for scale in (1.0, 2.0):
+        guided(counting, y, GUIDANCES.build("classifier_free", scale=scale))(T, x)
+    assert rows == [5, 10]
+
+
 @pytest.mark.parametrize("name", GUIDANCES.names())
 def test_no_guidance_without_classes_or_guidance(name: str) -> None:
     x, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])

@@ -13,7 +13,7 @@ from torch import nn
 from genkit.couplings.independent import Independent
 from genkit.couplings.ot import OptimalTransport
 from genkit.couplings.weighted import Weighted
-from genkit.data.base import Dataset, TensorSplit
+from genkit.data.base import Dataset, Shown, TensorSplit
 from genkit.guidance.classifier_free import ClassifierFree
 from genkit.metrics.base import Mean, TwoSample
 from genkit.metrics.energy_distance import EnergyDistance
@@ -26,9 +26,10 @@ from genkit.paths.linear import Linear
 from genkit.paths.times import UniformTimes
 from genkit.randomness import keyed_generator
 from genkit.solvers import OneStep, Solver, State
+from genkit.solvers.adaptive import Dopri5
 from genkit.solvers.grids import Uniform
 from genkit.solvers.runge_kutta import Euler, Midpoint
-from genkit.testing import check, examine
+from genkit.testing import KINDS, check, examine, laws_of
 from genkit.types import Coefficients, DataSpec, Pair, Rows
 from genkit.unmasking.ancestral import Ancestral
 from genkit.unmasking.base import Unmasked
@@ -327,6 +328,25 @@ class WithoutOrder(OneStep):
         return x + dt * field(t, x)
 
 
+@breaks("solver", "an adaptive method reaches its tolerance")
+class OneEulerStep(Dopri5):
+    def advance(self, field, t, dt, x):
+        return x + dt * field(t, x)
+
+
+@breaks("solver", "the trajectory holds the state at each time")
+class WithoutStart(Euler):
+    def solve(self, field, x, *, times=None, generator=None, keep=False):
+        found = super().solve(field, x, times=times, generator=generator, keep=keep)
+        return replace(found, trajectory=found.trajectory[1:])
+
+
+@breaks("grid", "times are a function of the options")
+class Jitters(Uniform):
+    def warp(self, u):
+        return u ** (1 + torch.rand(()))
+
+
 @breaks("grid", "times go from 0 to 1")
 class StopsEarly(Uniform):
     def warp(self, u):
@@ -419,6 +439,15 @@ class Falls(Schedule):
 
     def d_alpha(self, t):
         return -torch.ones_like(t)
+
+
+@breaks("schedule", "shapes are kept")
+class Flattens(Schedule):
+    def alpha(self, t):
+        return t.flatten()
+
+    def d_alpha(self, t):
+        return torch.ones_like(t).flatten()
 
 
 @breaks("times", "the generator decides the times")
@@ -600,6 +629,23 @@ class Sorted(Rings):
         return Sorting(rows.x, rows.y)
 
 
+@breaks("dataset", "the parts move to a device")
+class Rounds(Rings):
+    def draw(self, name, generator):
+        class Rounding(TensorSplit):
+            def to(self, device):
+                return TensorSplit(self.x.half().float(), self.y)
+
+        rows = super().draw(name, generator)
+        return Rounding(rows.x, rows.y)
+
+
+@breaks("dataset", "rows can be shown")
+class Repeats(Rings):
+    def show(self, x):
+        return Shown(texts=["a row"] * 10)
+
+
 # metrics
 
 
@@ -770,6 +816,32 @@ class HiddenState(Plain):
         return found | {"loss": found["loss"] * (1 + self.scale)}
 
 
+@breaks("objective", "the generator decides the samples")
+class OwnSamples(Plain):
+    def sample(self, n, y=None, *, generator=None, **options):
+        return super().sample(n, y, **options)
+
+
+@breaks("objective", "guidance of scale 1 is off")
+class TakesAllGuidance(Plain):
+    def sample(self, n, y=None, *, guidance=None, **options):
+        found = super().sample(n, y, **options)
+        return found if guidance is None else replace(found, tokens=2 * found.tokens)
+
+
+@breaks("objective", "log probabilities have a row a sample and a kind")
+class MeanLogProb(Plain):
+    def log_prob(self, x, y=None, *, generator=None, sampler=None):
+        found = super().log_prob(x, y, generator=generator, sampler=sampler)
+        return replace(found, value=found.value.mean())
+
+
+@breaks("objective", "classes that do not exist are refused")
+class TakesAnyClass(Plain):
+    def sample(self, n, y=None, **options):
+        return super().sample(n, None if y is None else y % self.classes, **options)
+
+
 SOUND: list[tuple[str, type]] = [
     ("coupling", Sound),
     ("solver", Midpoint),
@@ -791,7 +863,6 @@ def test_the_class_without_a_fault_breaks_none(kind: str, cls: type) -> None:
     check(kind, cls)
 
 
-def test_every_kind_has_a_fault() -> None:
-    from genkit.testing import KINDS
-
-    assert {kind for kind, _, _ in FAULTS} == set(KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_law_has_a_fault_that_breaks_it(kind: str) -> None:
+    assert {law for of, _, law in FAULTS if of == kind} == {law.name for law in laws_of(kind).laws}
