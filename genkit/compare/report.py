@@ -281,13 +281,15 @@ def sampling_rows(report: Json) -> Rows:
 
 def path_rows(report: Json) -> Rows | None:
     arms: dict[str, list[Cell]] = {name: [] for name in report["arms"]}
-    for key in ("curvature", "transport_cost"):
+    energies = any(over_runs(arm, "path_energy") for arm in report["arms"].values())
+    keys = ["curvature", "transport_cost", *(["path_energy", "normalized_path_energy"] if energies else [])]
+    for key in keys:
         values = {name: over_runs(arm, key) for name, arm in report["arms"].items()}
         winners = best({name: value for name, value in values.items() if value}, lower=True)
         for name, value in values.items():
             arms[name].append(Cell.of(value, name in winners))
     held = any(cell.text != "–" for cells in arms.values() for cell in cells)
-    return Rows(["curvature", "transport cost"], arms) if held else None
+    return Rows([key.replace("_", " ") for key in keys], arms) if held else None
 
 
 def memorization_rows(report: Json) -> Rows | None:

@@ -4,6 +4,7 @@ A metric is built from the data's spec, METRICS.build("frechet", spec) or with o
 data as the data set stores it (integer levels or real values). `reads` says how it is fed:
 
     samples    | update(x, real=True) for reference rows, update(x, real=False) for samples; a number
+               | (with `by_class` also y)
     rows       | update(x): samples alone; a number
     labels     | update(x, y): samples with the classes that were asked for; a number
     answers    | update(x, rows, data): samples that answer the prompts of rows; a number
@@ -38,6 +39,7 @@ class DataMetric(Metric):
     needs: what data it applies to, for errors.
     priority: the distance that judges a comparison is the one with the highest.
     higher_is_better: None for a figure that has no better end.
+    by_class: of those that read samples, `update` takes their classes too; left out where there are none.
     """
 
     reads: ClassVar[
@@ -46,6 +48,7 @@ class DataMetric(Metric):
     words: ClassVar[str] = ""
     needs: ClassVar[str] = "values with an order"
     priority: ClassVar[int] = 0
+    by_class: ClassVar[bool] = False
     full_state_update = False
     is_differentiable = False
 

@@ -56,6 +56,7 @@ class Judge:
             for name in METRICS.names()
             if METRICS.get(name).applies(dataset.spec)
             and (scorer is not None or METRICS.get(name).reads != "scored")
+            and (dataset.spec.classes or not METRICS.get(name).by_class)
         ]
 
     @cached_property
@@ -69,7 +70,11 @@ class Judge:
         return rows.masked_fill((rows == spec.answer).cumsum(1).bool() & ~fixed, -1)
 
     def samples(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
-        found = {name: self._sampled(name, x) for name in self._reading("samples", "parts")}
+        found = {
+            name: self._sampled(name, x, y)
+            for name in self._reading("samples", "parts")
+            if y is not None or not METRICS.get(name).by_class
+        }
         found |= self._alone(x, y) | self._answered(x)
         if y is not None:
             found |= {name: self._labelled(name, x, y) for name in self._reading("labels")}
@@ -82,9 +87,9 @@ class Judge:
 
     @cached_property
     def _floors(self) -> dict[str, float]:
-        train, _ = self._rows("train", self.count)
+        train, of_train = self._rows("train", self.count)
         test, y = self._rows("test", self.count)
-        found = {name: self._sampled(name, train) for name in self._reading("samples")}
+        found = {name: self._sampled(name, train, of_train) for name in self._reading("samples")}
         found |= {name: float(self._filled[name].compute()["test"]) for name in self._reading("parts")}
         found |= self._alone(test, y) | self._answered(test)
         if y is not None:
@@ -126,19 +131,19 @@ class Judge:
     def _filled(self) -> dict[str, DataMetric]:
         """Metrics that know the real data."""
         found = {name: METRICS.build(name, self.dataset.spec) for name in self._reading("samples", "parts")}
-        test, _ = self._rows("test", self.count)
+        test, y = self._rows("test", self.count)
         for metric in found.values():
             if metric.reads == "samples":
-                metric.update(test, real=True)
+                feed(metric, test, y, real=True)
             else:
                 metric.update(self._rows("train", len(self.dataset.train))[0], "train")
                 metric.update(test, "test")
         return found
 
-    def _sampled(self, name: str, x: Tensor) -> float:
+    def _sampled(self, name: str, x: Tensor, y: Tensor | None) -> float:
         metric = copy.deepcopy(self._filled[name])
         if metric.reads == "samples":
-            metric.update(x, real=False)
+            feed(metric, x, y, real=False)
             return float(metric.compute())
         metric.update(x, "sample")
         return float(metric.compute()["sample"])
@@ -173,6 +178,14 @@ class Judge:
         order = torch.randperm(len(split), generator=keyed_generator(self.seed, "judge", part))
         x, y = split.take(order[:count])
         return x.cpu(), None if y is None else y.cpu()
+
+
+def feed(metric: DataMetric, x: Tensor, y: Tensor | None, *, real: bool) -> None:
+    """One side of a metric that reads samples, with their classes where it takes them."""
+    if metric.by_class:
+        metric.update(x, real, y)
+    else:
+        metric.update(x, real)
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:

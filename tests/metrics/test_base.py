@@ -7,7 +7,7 @@ from genkit.data import DATASETS
 from genkit.errors import GenkitError
 from genkit.metrics import METRICS
 
-DIGITS, PYDOC = DATASETS.build("digits"), DATASETS.build("pydoc")
+DIGITS, PYDOC, MOONS = (DATASETS.build(name) for name in ("digits", "pydoc", "moons"))
 DISTANCES = [
     name
     for name in METRICS.names()
@@ -16,7 +16,7 @@ DISTANCES = [
 
 
 def data_of(name):
-    return DIGITS if METRICS.get(name).applies(DIGITS.spec) else PYDOC
+    return next(data for data in (DIGITS, PYDOC, MOONS) if METRICS.get(name).applies(data.spec))
 
 
 def rows(name, part, n):
@@ -24,14 +24,16 @@ def rows(name, part, n):
 
 
 def junk(name, n):
-    spec = data_of(name).spec
-    return torch.randint(spec.levels, (n, *spec.shape), generator=torch.Generator().manual_seed(0))
+    spec, generator = data_of(name).spec, torch.Generator().manual_seed(0)
+    if spec.levels is None:
+        return 9 * torch.rand(n, *spec.shape, generator=generator)
+    return torch.randint(spec.levels, (n, *spec.shape), generator=generator)
 
 
 NUMBERS = {"sliced_wasserstein", "energy_distance", "nearest"}
 APPLY = {
     "digits": NUMBERS | {"frechet", "accuracy", "precision", "recall"},
-    "moons": NUMBERS,
+    "moons": NUMBERS | {"wasserstein", "class_wasserstein", "path_energy"},
     "pydoc": {"ngrams", "sample_entropy", "generative_perplexity"},
 }
 

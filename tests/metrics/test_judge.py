@@ -76,7 +76,7 @@ def test_samples_are_fed_to_every_metric_by_what_it_reads(metrics):
 
     judge = Judge(Line(), 5)
     x = torch.arange(5.0)[:, None]
-    assert judge.samples(x).keys() == {"sliced_wasserstein", "energy_distance", "nearest"}
+    assert judge.samples(x).keys() == {"sliced_wasserstein", "wasserstein", "energy_distance", "nearest"}
     found = judge.samples(x, torch.arange(5))
     assert found["of_labels"] == 5
     assert found["nearest"] == 0
@@ -124,7 +124,8 @@ def test_likelihoods_and_paths_are_plain_numbers():
     assert found["bits_per_dim"]["kind"] == "exact"
     assert not any(isinstance(value, Tensor) for value in found["bits_per_dim"].values())
     paths = judge.trajectories([torch.zeros(3, 1), torch.ones(3, 1)], torch.tensor([0.0, 1.0]))
-    assert paths == {"curvature": 0.0, "transport_cost": 1.0}
+    energies = {"path_energy": 1.0, "normalized_path_energy": 0.0}
+    assert paths == {"curvature": 0.0, "transport_cost": 1.0} | energies
 
 
 def test_real_images_are_of_their_class():
