@@ -146,7 +146,7 @@ class Registry(Generic[T]):
 
 def check_methods(cls: type, base: type, where: str, *, given: int = 0) -> None:
     """Raises GenkitError unless `cls` has the methods of `base`, each of which can be called as that of `base`, and a
-    constructor that takes `given` arguments by position."""
+    constructor that takes `given` arguments by position, and its options by name."""
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         raise GenkitError(f"{where}: {cls.__name__} does not define {', '.join(missing)}")
     for name, ours in vars(base).items():
@@ -163,8 +163,13 @@ def check_methods(cls: type, base: type, where: str, *, given: int = 0) -> None:
                     f"{where}: {cls.__name__}.{name}{_plain(theirs)} must be callable as "
                     f"{base.__name__}.{name}{_plain(ours)}: {error}"
                 ) from None
+    constructor = inspect.signature(cls)
+    if loose := [p for p in constructor.parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]:
+        raise GenkitError(
+            f"{where}: the constructor of {cls.__name__} takes {loose[0]}: name its options, one by one"
+        )
     try:
-        inspect.signature(cls).bind_partial(*[None] * given)
+        constructor.bind_partial(*[None] * given)
     except TypeError:
         raise GenkitError(
             f"{where}: the constructor of {cls.__name__} must take {given} argument{'s' * (given > 1)} by position, "

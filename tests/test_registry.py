@@ -233,6 +233,10 @@ def test_register_returns_the_class(zoo):
         ("def run(self, x, y=None, z=1): ...", "got an unexpected keyword argument 'key'"),
         ("run = 3", "must be callable as"),
         (
+            "def run(self, x, y=None, *, key=0): ...\n    def __init__(self, spec, **more): ...",
+            r"takes \*\*more: name its",
+        ),
+        (
             "def __init__(self): ...\n    def run(self, x, y=None, *, key=0): ...",
             "Mine must take 1 argument by position",
         ),

@@ -132,10 +132,10 @@ def draws(n: int = 100, *, shared: bool = False, seed: int = 0) -> torch.Tensor:
 
 
 def test_p_values_are_small_for_other_distributions_and_only_for_them() -> None:
-    """Of 50 pairs of equal ones none is below 1e-3 / 2, though rows of a batch depend on each other."""
+    """Of 20 pairs of equal ones none is below 1e-3, though rows of a batch depend on each other."""
     for shared in (False, True):
-        found = [p_value(draws(seed=k, shared=shared), draws(400, seed=100 + k)) for k in range(50)]
-        assert min(found) > 5e-4
+        found = [p_value(draws(seed=k, shared=shared), draws(400, seed=100 + k)) for k in range(20)]
+        assert min(found) > 1e-3
     fresh = draws(400, seed=1)
     for wrong in (1.1 * draws(), draws() + 0.1, draws().abs(), torch.zeros(100, 48, 2)):
         assert p_value(wrong, fresh) < 1e-5
