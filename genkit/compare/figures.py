@@ -543,7 +543,11 @@ def control(report: Json, out: Path) -> Figure | None:
     for name, arm in report["arms"].items():
         held = tensors(out / arm["runs"][0]["folder"] / "samples.safetensors")
         entries = enumerate(arm["runs"][0].get("control") or ())
-        shown = [(entry["words"], held[shown_control(i)]) for i, entry in entries if shown_control(i) in held]
+        shown = [
+            (entry["words"].replace(", ", ",\n"), held[shown_control(i)])
+            for i, entry in entries
+            if shown_control(i) in held
+        ]
         if shown:
             blocks.append((name, shown))
     if not blocks:

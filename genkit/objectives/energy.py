@@ -34,7 +34,8 @@ from genkit.solvers import Solver
 from genkit.types import Batch, DataSpec, Generator, LogProb, Pair
 
 ROWS = 4096  # at most so many rows are read to measure the size of the data
-END = 0.99  # where the energy stands for the data: at t=1 itself an energy is infinite
+LAST = 0.99  # at t=1 itself an energy is infinite
+FINEST = 1 / 32  # noise beside the size of real-valued data, below which an energy is not to be trusted
 
 
 class Scales(NamedTuple):
@@ -210,6 +211,20 @@ class Energy(Flow):
         value = weight.flatten() * phi - (x.square() / variance).flatten(1).sum(1) / 2
         return value, weight / variance.sqrt() * gradient - x / variance
 
+    @property
+    def end(self) -> float:
+        """The time at which the energy stands for the data: where the noise, sigma / alpha, is as wide as a level, or a
+        32th of the size of real-valued data; at most 0.99.
+
+        Beyond it an energy only tells how levels were dequantized, or what it was never taught well: an error of the
+        velocity is one of the score alpha / sigma times as large, and of the energy the integral of that over x.
+        """
+        grain = 2 / self.spec.levels if self.spec.levels else FINEST * float(self.scale)
+        times = torch.linspace(0, LAST, 1000, dtype=torch.float64, device="cpu")
+        alpha, sigma, _, _ = self.path.coefficients(times)
+        fine = times[sigma <= grain * alpha]
+        return float(fine[0]) if len(fine) else LAST
+
     # --- likelihood ---------------------------------------------------------------------------------------
 
     def log_prob(
@@ -223,7 +238,8 @@ class Energy(Flow):
         probes: int = 2,
         generator: Generator = None,
     ) -> LogProb:
-        """Of the flow along the field (see `Flow.log_prob`) or, by="energy", -E at t = 0.99 without its constant.
+        """Of the flow along the field (see `Flow.log_prob`) or, by="energy", -E at the time `end` without its
+        constant, which sees data through the noise that is left there.
 
         `genkit.particles.log_prob` has the latter with its constant.
         """
@@ -231,7 +247,7 @@ class Energy(Flow):
             options: dict[str, Any] = {"sampler": sampler, "divergence": divergence, "probes": probes}
             return super().log_prob(x, y, generator=generator, **options)
         x1, y = self.encoded_for_likelihood(x, y, generator)
-        t = torch.tensor(END, dtype=x1.dtype, device=x1.device)
+        t = torch.tensor(self.end, dtype=x1.dtype, device=x1.device)
         alpha = self.path.coefficients(t).alpha
         value, _ = self.log_density(t, alpha * x1, y)
         return LogProb(value + self.spec.dims * alpha.log() + self.view.log_volume, "unnormalized")

@@ -12,6 +12,7 @@ import abc
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,10 +107,11 @@ class Density(Target):
 
     function: (t, x) -> log p_t (N,) and its gradient (N, ...); see `differentiated` for one that gives no gradient.
     path: of Gaussian form. shape: of a sample. decode: from encoded samples to data, which `spec` describes.
-    dtype: what the function takes.
+    dtype: what the function takes. end: the time at which it stands for the data.
     """
 
     exponent = 1.0
+    end: float = 0.99  # nearer to 1 a density is too steep
 
     def __init__(
         self,
@@ -121,8 +123,11 @@ class Density(Target):
         spec: DataSpec | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float64,
+        end: float | None = None,
     ) -> None:
         self.spec = spec
+        if end is not None:
+            self.end = end
         self.function, self.shape, self.path, self._decode = function, tuple(shape), PATHS.build(path), decode
         self.device, self.dtype, self.calls = torch.device(device), dtype, 0
 
@@ -141,7 +146,7 @@ class Density(Target):
 class Model(Density):
     """A trained energy, of a class or of all: p_t(x | label).
 
-    objective: with `log_density(t, x, y)` -> log p_t (N,) up to a constant, and the score (N, ...).
+    objective: with `log_density(t, x, y)` -> log p_t (N,) up to a constant, and the score (N, ...), and `end`.
     label: the number of the class; None for the unconditional model (the null class).
     Raises GenkitError for an objective without an energy, and for a class or null class that it does not have.
     """
@@ -167,6 +172,7 @@ class Model(Density):
             y = None if classes is None else torch.full((len(x),), number, device=x.device)
             return objective.log_density(t, x, y)
 
+        self.objective = objective
         first = next(objective.parameters(), torch.empty(0))
         super().__init__(
             function,
@@ -177,6 +183,10 @@ class Model(Density):
             device=objective.device,
             dtype=first.dtype,
         )
+
+    @cached_property
+    def end(self) -> float:  # type: ignore[override]
+        return self.objective.end
 
 
 def differentiated(log_density: Callable[[Tensor, Tensor], Tensor]) -> LogDensity:

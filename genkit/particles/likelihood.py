@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.particles.base import Model, Target
-from genkit.particles.sampler import LAST, FeynmanKac
+from genkit.particles.sampler import FeynmanKac
 from genkit.types import Generator, LogProb
 
 
@@ -47,18 +47,20 @@ def log_prob(
     runs: int = 8,
     generator: Generator = None,
 ) -> LogProb:
-    """Log-probability (B,) in nats of data x (B, ...) of one class by an energy: -E at the end of the run, less log Z.
+    """Log-probability (B,) in nats of data x (B, ...) of one class by an energy: -E at its `end`, less log Z.
 
-    The standard error is that of log Z, one for all rows. What the noise left at t = 0.99 blurs is not in it.
+    The standard error is that of log Z, one for all rows. What the noise left there blurs is not in it.
 
-    objective: an energy. label: the class; null for all. sampler, runs: as for `log_normalizer`; by default 128 steps of
-    the diffusion kernel, which in many dimensions is far better than annealed importance sampling. Raises GenkitError
-    for a sampler that ends elsewhere.
+    objective: an energy. label: the class; null for all. sampler, runs: as for `log_normalizer`; by default 128 steps
+    of the diffusion kernel, which in many dimensions is far better than annealed importance sampling. Raises
+    GenkitError for a sampler that ends elsewhere.
     """
     if sampler is None:
-        sampler = FeynmanKac(steps=128, end=LAST)
-    if sampler.end != LAST:
-        raise GenkitError(f"log-probabilities are of the energy at t = {LAST}: give the sampler end={LAST}")
+        sampler = FeynmanKac(steps=128)
+    if sampler.end not in (None, objective.end):
+        raise GenkitError(
+            f"the energy stands for the data at t = {objective.end:.3g}: leave out the sampler's end"
+        )
     log_z, error = log_normalizer(Model(objective, label), sampler, runs=runs, generator=generator)
     y = None if objective.classes is None else torch.full((len(x),), -1 if label is None else label)
     with torch.no_grad():

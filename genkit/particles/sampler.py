@@ -38,7 +38,6 @@ from genkit.types import Generator
 Progress = Callable[
     [int, int, float, int], None
 ]  # steps done, steps foreseen, effective particles, resamplings
-LAST = 0.99  # nearer to 1 energies are too steep
 LOG_2PI = math.log(2 * math.pi)
 FINEST = 8  # adaptive steps are at most so many times finer or coarser than the fixed ones
 
@@ -95,9 +94,8 @@ class FeynmanKac:
         step being lengthened or shortened by what the last one left. No step is tried twice. As times then depend on
         the particles, the normalizer has a bias, of order 1 / N.
     start: where pi is still near N(0, I / c); what differs is weighed.
-    end: there x is denoised, to (x + sigma^2 / c grad log pi) / alpha. null for 0.99 or, of data with levels, the time
-        at which the noise, of standard deviation sigma / alpha, is as wide as a level, 2 / V in [-1, 1], if that comes
-        first: below it an energy only tells how levels were dequantized, and steeply, which costs particles.
+    end: there x is denoised, to (x + sigma^2 / c grad log pi) / alpha. null for the time at which the model stands for
+        the data (see `Energy.end`).
     kernel: `diffusion` as above; `none` leaves x where it is, log w += log pi'(x) - log pi(x), and leaves it to `move`
         to follow: with threshold=0 annealed importance sampling. It needs many more steps.
     spread: v, the variance of data in encoded units; null estimates it for V at each step, which leaves weights exact
@@ -124,9 +122,9 @@ class FeynmanKac:
             raise GenkitError(f"threshold must be a share of the particles in [0, 1], not {threshold}")
         if adaptive is not None and not 0 < adaptive < 1:
             raise GenkitError(f"adaptive must be null or a share of the particles in (0, 1), not {adaptive}")
-        if not 0 < start < (LAST if end is None else end) < 1:
+        if not 0 < start < (0.5 if end is None else end) < 1:
             raise GenkitError(
-                f"times must be 0 < start < end < 1, not {start} and {end or LAST}: at 0 and 1 weights are infinite"
+                f"times must be 0 < start < end < 1, not {start} and {end}: at 0 and 1 weights are infinite"
             )
         if kernel not in ("diffusion", "none"):
             raise GenkitError(f"kernel must be 'diffusion' or 'none', not '{kernel}'")
@@ -190,19 +188,9 @@ class FeynmanKac:
     def moment(self, target: Target, u: float) -> Moment:
         """The time at the share u of the way."""
         share = float(self.grid.warp(torch.tensor([u], dtype=torch.float64)))
-        t = self.start + (self.last(target) - self.start) * share
+        t = self.start + ((self.end or target.model.end) - self.start) * share
         alpha, sigma, _, _ = target.model.path.coefficients(torch.tensor(t, dtype=torch.float64))
         return Moment(t, float(alpha), float(sigma), u == 1)
-
-    def last(self, target: Target) -> float:
-        """The time at the end."""
-        spec = target.model.spec
-        if self.end is not None or spec is None or not spec.levels:
-            return LAST if self.end is None else self.end
-        times = torch.linspace(self.start, LAST, 1000, dtype=torch.float64)
-        alpha, sigma, _, _ = target.model.path.coefficients(times)
-        fine = sigma / alpha <= 2 / spec.levels
-        return float(times[fine][0]) if bool(fine.any()) else LAST
 
     def begin(self, target: Target, now: Moment, generator: Generator) -> tuple[Cloud, Tensor]:
         """Particles from N(0, (alpha^2 + sigma^2) / c I), as if data had variance 1, and their log-weights."""

@@ -9,7 +9,6 @@ import torch
 
 from genkit.errors import GenkitError
 from genkit.objectives import OBJECTIVES
-from genkit.objectives.energy import END
 from genkit.randomness import keyed_generator
 from genkit.types import Field
 from tests.objectives.models import COLOUR, IMAGES, LABELLED, VECTORS, batch, build, model_of, split
@@ -235,7 +234,7 @@ def test_teachers_of_another_kind(teacher):
 
 
 def test_the_likelihood_of_the_flow_and_of_the_energy_agree_on_a_gaussian():
-    """phi = 0: N(0, d^2), so the constant is known; by the energy x is seen with the noise that t = 0.99 leaves."""
+    """phi = 0: N(0, d^2), so the constant is known; by the energy x is seen with the noise that is left at its end."""
     energy = build("energy", VECTORS, parameterization="pooled", scale=None)
     x, _ = points(VECTORS)
     d = energy.scale
@@ -244,8 +243,10 @@ def test_the_likelihood_of_the_flow_and_of_the_energy_agree_on_a_gaussian():
     torch.testing.assert_close(by_flow.value, exact, rtol=1e-5, atol=1e-5)
     by_energy = energy.log_prob(x, by="energy")
     assert (by_flow.kind, by_energy.kind) == ("estimate", "unnormalized")
-    log_z = (2 * math.pi * ((END * d).square() + (1 - END) ** 2)).log()
-    torch.testing.assert_close(by_energy.value - log_z, exact, rtol=2e-3, atol=2e-3)
+    end = energy.end
+    assert (1 - end) / end == pytest.approx(float(d) / 32, rel=0.03)
+    log_z = (2 * math.pi * ((end * d).square() + (1 - end) ** 2)).log()
+    torch.testing.assert_close(by_energy.value - log_z, exact, rtol=3e-3, atol=3e-3)
 
 
 def test_the_energy_of_levels_counts_their_volume():
@@ -253,8 +254,9 @@ def test_the_energy_of_levels_counts_their_volume():
     x, y = split(IMAGES).take(torch.arange(4))
     of_levels = energy.log_prob(x, y, by="energy", generator=keyed_generator(0)).value
     encoded = energy.view.encode(x, generator=keyed_generator(0))
-    value, _ = energy.log_density(torch.tensor(END), END * encoded, y)
-    torch.testing.assert_close(of_levels, value + 16 * (math.log(END) + math.log(2 / 5)))
+    assert energy.end == pytest.approx(1 / (1 + 2 / 5), abs=1e-3)
+    value, _ = energy.log_density(torch.tensor(energy.end), energy.end * encoded, y)
+    torch.testing.assert_close(of_levels, value + 16 * (math.log(energy.end) + math.log(2 / 5)))
 
 
 def test_nothing_is_kept_without_gradients():

@@ -9,7 +9,6 @@ import torch
 
 from genkit.errors import GenkitError
 from genkit.particles import FeynmanKac, log_prob
-from genkit.particles.sampler import LAST
 from genkit.randomness import keyed_generator
 from tests.objectives.models import IMAGES, VECTORS, build, split
 
@@ -18,7 +17,7 @@ from tests.objectives.models import IMAGES, VECTORS, build, split
     "options", [{}, {"kernel": "diffusion", "move": None, "steps": 32}], ids=["annealed", "diffusion"]
 )
 def test_the_constant_of_an_energy_in_closed_form(options: dict) -> None:
-    """Untrained, it is the energy of N(0, d^2 I), up to the noise that t = 0.99 leaves."""
+    """Untrained, it is the energy of N(0, d^2 I), up to the noise that is left at the end."""
     energy = build("energy", VECTORS, parameterization="pooled", scale=None)
     x, _ = split(VECTORS).take(torch.arange(5))
     sampler = FeynmanKac(
@@ -28,7 +27,6 @@ def test_the_constant_of_an_energy_in_closed_form(options: dict) -> None:
             "kernel": "none",
             "move": "hmc",
             "threshold": 0.0,
-            "end": LAST,
             **options,
         }
     )
@@ -44,7 +42,7 @@ def test_levels_and_classes() -> None:
     """A constant that is added to the energy of a class changes nothing."""
     energy = build("energy", IMAGES)
     x, _ = split(IMAGES).take(torch.arange(3))
-    few = FeynmanKac(particles=32, steps=8, end=LAST)
+    few = FeynmanKac(particles=32, steps=8)
     one = log_prob(energy, x, 1, sampler=few, runs=2, generator=keyed_generator(0)).value
     plain = energy.log_density
     energy.log_density = lambda t, x, y=None: (plain(t, x, y)[0] + 7, plain(t, x, y)[1])
@@ -53,5 +51,5 @@ def test_levels_and_classes() -> None:
 
 
 def test_a_sampler_that_ends_elsewhere() -> None:
-    with pytest.raises(GenkitError, match="give the sampler end=0.99"):
-        log_prob(build("energy", VECTORS), torch.zeros(1, 2), sampler=FeynmanKac())
+    with pytest.raises(GenkitError, match="leave out the sampler's end"):
+        log_prob(build("energy", VECTORS), torch.zeros(1, 2), sampler=FeynmanKac(end=0.5))
