@@ -49,9 +49,7 @@ class Case:
         found = next((data for data in known if self.cls.applies(data.spec)), None)
         if found is None:
             names = ", ".join(data.spec.name for data in known)
-            raise GenkitError(
-                f"{self.cls.__name__} applies to none of {names}: give data=NAME, or applies(spec)"
-            )
+            raise GenkitError(f"{self.cls.__name__} applies to none of {names}: give data=NAME")
         if self.cls.reads not in READS:
             raise GenkitError(
                 f"{self.cls.__name__}.reads must be one of {', '.join(READS)}, not {self.cls.reads!r}"

@@ -205,7 +205,7 @@ def starter(kind: str, name: str) -> str:
     if kind not in STARTERS:
         if kind in KINDS:
             raise GenkitError(
-                f"there is no starter file for a {kind}: begin with a copy of one of genkit's own, "
+                f"there is no starter file of the kind {kind}: begin with a copy of one of genkit's own, "
                 f"and hold it against `genkit check {kind}`"
             )
         raise choose(kind, STARTERS, "kind of starter file")

@@ -60,7 +60,7 @@ def test_a_file_that_is_there_is_not_written_over(capsys):
     ("kind", "name", "message"),
     [
         ("cuopling", "mine", "no kind of starter file 'cuopling'; did you mean 'coupling'"),
-        ("objective", "mine", "no starter file for a objective: begin with a copy"),
+        ("objective", "mine", "no starter file of the kind objective: begin with a copy"),
         ("coupling", "ot", "the name 'ot' is taken"),
         ("coupling", "Mine", "'Mine' is no name"),
         ("coupling", "../mine", "is no name"),
