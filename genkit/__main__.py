@@ -1,4 +1,4 @@
-"""The command line: genkit train | sample | evaluate | compare | list | check | new.
+"""The command line: genkit train | sample | evaluate | compare | reproduce | list | check | new.
 
 Exit status 0 when all went well, 1 when `check` finds a law broken, 2 for bad input (one message, no traceback),
 130 after Ctrl-C.
@@ -20,6 +20,7 @@ from genkit.errors import GenkitError, choose
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genkit.compare.runner import Comparison
     from genkit.recipe import Run
 
 REGISTRIES = {
@@ -142,6 +143,17 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
     compare.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})
     compare.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
+
+    reproduce = command(
+        "reproduce", "Run a paper's recipe, and hold what it expects against what is measured."
+    )
+    reproduce.add_argument(
+        "paper", help="a folder under recipes/papers, or a YAML file with `paper` and `expected`"
+    )
+    reproduce.add_argument("overrides", **overrides)
+    reproduce.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
+    reproduce.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})
+    reproduce.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
 
     list_ = command("list", "What the registries hold, a line each.")
     list_.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(REGISTRIES))
@@ -325,11 +337,36 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
-    from genkit.compare.pictures import writable
-    from genkit.compare.report import print_table, write_report
-    from genkit.compare.runner import Comparison, compare
+    from genkit.compare.report import print_table
+    from genkit.compare.runner import Comparison
 
-    comparison = Comparison.load(arguments.recipe, arguments.overrides)
+    report, page = compared(Comparison.load(arguments.recipe, arguments.overrides), arguments)
+    print_table(report, page)
+
+
+def run_reproduce(arguments: argparse.Namespace) -> None:
+    from genkit.compare.paper import find, judged, load, print_verdicts
+
+    comparison, expected = load(find(arguments.paper), arguments.overrides)
+    found = []
+
+    def add_verdicts(report: dict[str, Any]) -> None:
+        found.extend(judged(expected, report))
+        report |= {"paper": comparison.shared["paper"], "expected": [one.plain() for one in found]}
+
+    report, page = compared(comparison, arguments, add_verdicts)
+    print_verdicts(report["paper"], found)
+    print(f"report: {page}")
+
+
+def compared(
+    comparison: Comparison, arguments: argparse.Namespace, add: Callable[[dict[str, Any]], None] | None = None
+) -> tuple[dict[str, Any], Path]:
+    """The report of a comparison, with what `add` adds to it, and its page."""
+    from genkit.compare.pictures import writable
+    from genkit.compare.report import write_report
+    from genkit.compare.runner import compare
+
     out = arguments.out or Path("runs") / comparison.name
     if arguments.seeds < 1:
         raise GenkitError(f"--seeds must be at least 1, not {arguments.seeds}")
@@ -337,9 +374,10 @@ def run_compare(arguments: argparse.Namespace) -> None:
     with listening() as listener:
         where = device(arguments.device)
         report = compare(comparison, out, seeds=arguments.seeds, listener=listener, device=where)
+        if add is not None:
+            add(report)
         listener.message("report", "drawing")
-        page = write_report(report, out)
-    print_table(report, page)
+        return report, write_report(report, out)
 
 
 def run_list(arguments: argparse.Namespace) -> None:
@@ -379,6 +417,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "sample": run_sample,
     "evaluate": run_evaluate,
     "compare": run_compare,
+    "reproduce": run_reproduce,
     "list": run_list,
     "check": run_check,
     "new": run_new,
