@@ -7,7 +7,6 @@ Each entry of `expected` is a figure, found in the report by arm, metric and ste
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -231,7 +230,7 @@ def of_claim(entry: Expected, measured: list[Stat]) -> Verdict:
 
 
 def print_verdicts(paper: Json, found: list[Found], *, console: Console | None = None) -> None:
-    """The paper, then a line for each entry: the paper's figure, ours, measured now, and the verdict."""
+    """The paper, then of each entry the verdict, what was measured, what is expected, and the paper's figure."""
     console = console or Console()
     console.print()
     console.print(Text(f"{paper.get('title', '')} {paper.get('link', '')}".strip(), style="bold"))
@@ -239,7 +238,10 @@ def print_verdicts(paper: Json, found: list[Found], *, console: Console | None =
         console.print(Text(str(paper["claim"])))
     rows = {one.name: cells(one) for one in found}
     console.print()
-    print_columns(console, "", "expected", ["paper", "here before", "measured", "verdict"], rows)
+    heads = ["verdict", "measured", "expected", "the paper's"]
+    if all(one.entry.paper is None for one in found):
+        heads, rows = heads[:3], {name: row[:3] for name, row in rows.items()}
+    print_columns(console, "", "", heads, rows)
     for one in found:
         if one.entry.note and one.verdict != "holds":
             console.print(Text(f"{one.name}: {one.entry.note}", style="dim"))
@@ -247,12 +249,12 @@ def print_verdicts(paper: Json, found: list[Found], *, console: Console | None =
 
 def cells(found: Found) -> list[Cell]:
     entry = found.entry
-    ours = shown(entry.ours)
-    if entry.tolerance is not None and not math.isinf(entry.tolerance):
-        ours += f" ± {number(entry.tolerance)}"
+    expected = entry.claim or shown(entry.paper if entry.ours is None else entry.ours)
+    if entry.tolerance is not None:
+        expected += f" ± {number(entry.tolerance)}"
     measured = " < ".join(str(one) for one in found.measured)
     verdict = Cell(found.verdict, best=found.verdict == "holds")
-    return [Cell(shown(entry.paper)), Cell(ours), Cell(measured), verdict]
+    return [verdict, Cell(measured), Cell(expected), Cell(shown(entry.paper))]
 
 
 def shown(value: float | str | None) -> str:
