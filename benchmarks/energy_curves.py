@@ -1,8 +1,8 @@
 """An energy distilled from a flow, and one trained on the data, at growing budgets; and the curl of their fields.
 
 For each data set one flow is trained, then both energies at each number of steps. Quality is that of samples by 16
-steps of Heun: the sliced Wasserstein distance of 2-D data, the Fréchet distance of digits. The curl is |J - J^T| / |J| of
-the Jacobian J of the field at noised test data, its mean over t in 0.1 .. 0.9.
+steps of Heun: the sliced Wasserstein distance of 2-D data, the Fréchet distance of digits. The curl is |J - J^T| / |J|,
+J the Jacobian of the field at noised test data, its mean over t in 0.1 .. 0.9.
 
 python benchmarks/energy_curves.py --figure benchmarks/figures/energy_curves.png
 """

@@ -32,8 +32,8 @@ from genkit.errors import GenkitError, choose
 from genkit.files import free_name, write_atomically, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance
 from genkit.objectives import OBJECTIVES, Objective
-from genkit.particles import TARGETS, Model, Target
-from genkit.particles.expression import parse
+from genkit.particles import Target
+from genkit.particles.expression import build_target
 from genkit.randomness import keyed_generator
 from genkit.registry import (
     how_to_load,
@@ -394,19 +394,13 @@ class Run:
         that the expression names. Raises GenkitError for a model without an energy, and for what does not parse.
         """
         others = {name: run.objective for name, run in (models or {}).items()}
-        if compose is None:
-            target: Target = Model(self.objective, label)
-        elif label is not None:
-            raise GenkitError(
-                f"a composition names its classes: leave out the class {label}, or write it in there"
-            )
-        else:
-            target = parse(compose, self.objective, models=others, divide_prior=divide_prior)
-        if beta != 1:
-            target = TARGETS.build("temperature", target, beta=beta)
-        for control in controls:
-            target = TARGETS.build(control, target)
-        return target
+        options: dict[str, Any] = {
+            "label": label,
+            "beta": beta,
+            "divide_prior": divide_prior,
+            "controls": controls,
+        }
+        return build_target(self.objective, compose, models=others, **options)
 
     def show(self, x: Tensor) -> Shown:
         """Samples x (N, *shape) as pictures, texts or sounds."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import genkit
 from genkit.__main__ import main
-from genkit.errors import GenkitError
-from genkit.particles import FeynmanKac
 
 ROOT = Path(__file__).parent.parent
 QUICK = [
@@ -45,7 +45,7 @@ def test_a_comparison_has_the_energy_and_its_particles(compared: Path) -> None:
     report = json.loads((compared / "report.json").read_text())
     (run,) = report["arms"]["energy"]["runs"]
     assert run["train"]["teacher_tokens"] > 0
-    assert [entry["words"] for entry in run["control"]] == ["3 AND 8", "as trained, beta 2"]
+    assert [entry["words"] for entry in run["control"]] == ["3 AND 8", "as trained, beta 2, steps 6"]
     for entry in run["control"]:
         assert entry["frechet"] > 0
         assert 0 < entry["least_ess"] <= entry["ess"] <= entry["particles"] + 1e-6
@@ -100,7 +100,10 @@ def test_another_model_in_the_expression(compared: Path, tmp_path: Path) -> None
         (["--compose", "3 AND"], ["expected a class", "character"]),
         (["--compose", "3 & 8"], ["'&'", "AND, OR, NOT"]),
         (["--compose", "3 AND 12"], ["class 12 is out of range", "0 to 9"]),
-        (["--compose", "three"], ["three"]),
+        (["--compose", "three"], ["at character 1", "no class 'three'"]),
+        (["--beta", "2", "--divide-prior"], ["no effect without a composition"]),
+        (["--compose", "3", "--control", "{name: product}"], ["write it as a composition"]),
+        (["--compose", "3", "--control", "{name: bounded, distance: x}"], ["distance is a Python function"]),
         (["--compose", "3 AND NOT 8"], ["cannot be normalized"]),
         (["--compose", "3", "--beta", "0"], ["beta must be a positive number"]),
         (["--beta", "-1"], ["beta must be a positive number"]),
@@ -162,7 +165,11 @@ def test_controls_that_cannot_be_are_known_before_training(
     argv = ["compare", recipe, *QUICK[:-1], "--out", str(tmp_path / "out")]
     for wrong, words in (
         ("[3 AND 12]", "class 12 is out of range"),
-        ("[{beta: -1}]", "beta must be positive"),
+        ("[{beta: -1}]", "beta must be a positive number"),
+        ("[{beta: .inf}]", "beta must be a positive number"),
+        ("[{controls: [{name: bounde}]}]", "did you mean 'bounded'"),
+        ("[{beta: 2}, {beta: 2}]", "there twice"),
+        ("[{divide_prior: true}]", "no effect without a composition"),
         ("[{betta: 1}]", "did you mean 'beta'"),
         ("[{sampler: {partices: 9}}]", "did you mean 'particles'"),
     ):
@@ -171,14 +178,31 @@ def test_controls_that_cannot_be_are_known_before_training(
     assert not (tmp_path / "out" / "energy").exists()
 
 
-def test_samples_that_are_no_numbers_are_not_written(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = genkit.load(compared / "energy")
-    with torch.no_grad():
-        run.objective.head.proj.weight.fill_(float("nan"))
-    with pytest.raises(GenkitError, match="samples are not finite"):
-        run.sample(4, 3)
-    with pytest.raises(GenkitError, match="all 16 particles have lost their weight"):
-        FeynmanKac(particles=16, steps=4).sample(run.target("3"))
+def test_samples_that_are_no_numbers_are_not_written(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(compared / "energy", broken)
+    weights = broken / "model.safetensors"
+    with safe_open(weights, framework="pt") as file:
+        about = json.loads(file.metadata()["genkit"])
+    state = load_file(weights)
+    state["head.proj.weight"].fill_(float("nan"))
+    about.pop("hash")
+    save_file(state, weights, metadata={"genkit": json.dumps(about)})
+    out = tmp_path / "x.png"
+    argv = ["sample", str(broken), "--out", str(out)]
+    refused(capsys, argv, "samples are not finite")
+    refused(capsys, [*argv, "--compose", "3", "--steps", "2"], "all 256 particles have lost their weight")
+    assert not out.exists()
+
+
+def test_a_teacher_without_a_null_class(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["compare", str(ROOT / "recipes/compare/energy.yaml"), *QUICK, "--out", str(tmp_path / "out")]
+    changed = "arms.fm-independent.objective={name: flow_matching, label_dropout: 0.0}"
+    refused(capsys, [*argv, changed], "label_dropout 0", "train the teacher with it")
 
 
 def test_the_log_probability_by_the_energy(compared: Path) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from genkit.errors import GenkitError
 from genkit.metrics import Judge
 from genkit.metrics.extractor import PINNED, load_extractor
-from genkit.particles import FeynmanKac
-from genkit.particles.expression import parse
+from genkit.particles import FeynmanKac, Target
+from genkit.particles.expression import build_target
 from genkit.randomness import keyed_generator
 from genkit.recipe import Run
 from genkit.registry import resolve_options
@@ -43,8 +43,6 @@ class Control:
         """From an expression alone, or from a mapping. Raises GenkitError for what cannot be."""
         options = {"compose": given} if isinstance(given, str) else given
         control = cls(**resolve_options(cls, options, "control"))
-        if not control.beta > 0:
-            raise GenkitError(f"control: beta must be positive, not {control.beta}")
         control.built(2)
         return control
 
@@ -60,12 +58,25 @@ class Control:
             words.append(f"beta {self.beta:g}")
         if self.divide_prior:
             words.append("prior divided out")
-        return ", ".join([*words, *(str(control.get("name")) for control in self.controls)])
+        for options in self.controls:
+            words.append(
+                " ".join(str(value) for key, value in options.items() if key == "name" or value is not None)
+            )
+        return ", ".join([*words, *(f"{key} {value}" for key, value in self.sampler.items())])
+
+    @property
+    def tempered(self) -> bool:
+        """Whether it is the model as trained, but for beta: a point of the curve along beta."""
+        return self.compose is None and not self.controls
+
+    def target(self, objective: Any, label: int | None = None) -> Target:
+        options = {"beta": self.beta, "divide_prior": self.divide_prior, "controls": self.controls}
+        return build_target(objective, self.compose, label=label, **options)  # type: ignore[arg-type]
 
     def check(self, objective: Any) -> None:
-        """Raises GenkitError for an expression that is none for this model."""
-        if self.compose is not None and hasattr(objective, "log_density"):
-            parse(self.compose, objective, divide_prior=self.divide_prior)
+        """Raises GenkitError for what is no target of this model; a model without an energy takes no part."""
+        if hasattr(objective, "log_density"):
+            self.target(objective, 0 if self.compose is None and objective.classes else None)
 
 
 def controlled(
@@ -92,12 +103,16 @@ def measured_control(run: Run, control: Control, judge: Judge, seed: int) -> tup
     labels: list[int | None] = [*range(classes)] if classes else [None]
     share = -(-judge.count // len(labels))
     sampler = control.built(max(2, share))
-    options: dict[str, Any] = {key: getattr(control, key) for key in ("beta", "divide_prior", "controls")}
+    if sampler.particles < share:
+        raise GenkitError(
+            f"control '{control.words}': {share} samples cannot be drawn from {sampler.particles} particles: raise "
+            "sampler.particles"
+        )
     start = time.perf_counter()
     runs, parts = [], []
     for label in labels:
         generator = keyed_generator(seed, "particles", str(label), device=run.objective.device)
-        target = run.target(control.compose, label=label, **options)
+        target = control.target(run.objective, label)
         runs.append(sampler.sample(target, generator=generator))
         parts.append(target.decode(runs[-1].draw(share, generator=generator)).cpu())
     seconds = time.perf_counter() - start
@@ -105,14 +120,13 @@ def measured_control(run: Run, control: Control, judge: Judge, seed: int) -> tup
     y = torch.arange(judge.count) % classes if classes else None
     return {
         "words": control.words,
-        "compose": control.compose,
         "beta": control.beta,
+        "tempered": control.tempered,
         "nfe": sum(found.evaluations for found in runs) // len(runs),
         "particles": sampler.particles * len(runs),
         "ess": sum(found.ess[-1] for found in runs),
         "least_ess": sum(min(found.ess) for found in runs),
         "resamplings": sum(found.resamplings for found in runs) / len(runs),
-        "acceptance": runs[0].acceptance,
         "seconds": seconds,
         "seen": seen(x, run.spec),
         **judge.samples(x, y),

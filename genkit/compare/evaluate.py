@@ -115,7 +115,12 @@ class EvaluationOptions:
         return found
 
     def controls(self) -> list[Control]:
-        return [Control.of(given) for given in self.control]
+        """`control`, built. Raises GenkitError for what cannot be built, and for twice the same."""
+        found = [Control.of(given) for given in self.control]
+        words = [control.words for control in found]
+        if repeated := [word for i, word in enumerate(words) if word in words[:i]]:
+            raise GenkitError(f"control: '{repeated[0]}' is there twice")
+        return found
 
     def judge(self, dataset: Dataset, scorer: Scorer | None = None) -> Judge:
         """Raises GenkitError for more samples than there are real rows."""
@@ -199,6 +204,8 @@ def evaluate(
     """All figures of one run as plain data, those of real data among them, and samples to show by name (see
     `showing`)."""
     spec = run.spec
+    for control in options.controls():
+        control.check(run.objective)
     y = classes_in_turn(judge.count, run.objective.classes)
     points: list[dict[str, Any]] = []
     texts: dict[str, list[str]] = {}

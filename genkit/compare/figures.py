@@ -572,7 +572,7 @@ def temperature(report: Json) -> Figure | None:
         entries = [
             entry
             for entry in arm["runs"][0].get("control") or ()
-            if entry["compose"] is None and {"precision", "recall"} <= entry.keys()
+            if entry["tempered"] and {"precision", "recall"} <= entry.keys()
         ]
         entries.sort(key=lambda entry: entry["beta"])
         if len(entries) < 2:

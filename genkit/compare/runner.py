@@ -163,7 +163,7 @@ class Comparison:
         dataset, options = self.dataset(), self.options()
         spec = dataset.spec
         options.judge(dataset)
-        objectives = {arm: self._built(self.recipe(arm, 0), spec, options) for arm in self.arms}
+        objectives = {arm: self._built(self.recipe(arm, 0), spec, options.on(arm)) for arm in self.arms}
         folders: dict[str, Run] = {}
         for arm, objective in objectives.items():
             name, teacher = self.recipe(arm, 0).teacher, None

@@ -119,8 +119,13 @@ class Energy(Flow):
                 raise GenkitError(f"energy: the teacher has another {what}: set {options} as there")
         if teacher.classes != self.classes:
             raise GenkitError("energy: one of teacher and energy is conditional: set conditional as there")
+        if self.classes is not None and self.label_dropout > 0 and teacher.label_dropout == 0:
+            raise GenkitError(
+                "energy: the teacher was trained with label_dropout 0, so its field without a class is untrained: set "
+                "label_dropout=0 here too, or train the teacher with it"
+            )
         for name, value in vars(teacher.model).items():
-            if getattr(self.model, name) != value:
+            if name != "dropout" and getattr(self.model, name) != value:
                 raise GenkitError(
                     f"energy: it starts from the teacher's network, which has model.{name} {value}, "
                     f"not {getattr(self.model, name)}: set model as there"
@@ -214,10 +219,10 @@ class Energy(Flow):
     @property
     def end(self) -> float:
         """The time at which the energy stands for the data: where the noise, sigma / alpha, is as wide as a level, or a
-        32th of the size of real-valued data; at most 0.99.
+        32nd of the size of real-valued data; at most 0.99.
 
-        Beyond it an energy only tells how levels were dequantized, or what it was never taught well: an error of the
-        velocity is one of the score alpha / sigma times as large, and of the energy the integral of that over x.
+        Beyond it a trained energy is not to be trusted: an error of the velocity is one of the score alpha / sigma
+        times as large, and of the energy the integral of that over x. The cost is that neighbouring levels mix.
         """
         grain = 2 / self.spec.levels if self.spec.levels else FINEST * float(self.scale)
         times = torch.linspace(0, LAST, 1000, dtype=torch.float64, device="cpu")

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,7 +47,10 @@ class Target(abc.ABC):
 
     exponent: c, the sum of the powers of the models in it. Each is N(0, I) at t=0, so pi_0 is N(0, I / c).
     parts: the targets that it is made of; none for a model.
+    several: whether it is made of a list of targets, not of one.
     """
+
+    several: ClassVar[bool] = False
 
     exponent: float
     parts: tuple[Target, ...] = ()
@@ -186,7 +189,7 @@ class Model(Density):
 
     @cached_property
     def end(self) -> float:  # type: ignore[override]
-        return self.objective.end
+        return getattr(self.objective, "end", Density.end)
 
 
 def differentiated(log_density: Callable[[Tensor, Tensor], Tensor]) -> LogDensity:

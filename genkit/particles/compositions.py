@@ -50,6 +50,8 @@ class Product(Target):
     https://arxiv.org/abs/2302.11552.
     """
 
+    several = True
+
     def __init__(
         self, parts: Sequence[Target], weights: Sequence[float] | None = None, prior: Target | None = None
     ) -> None:
@@ -74,8 +76,8 @@ class Negation(Product):
 
     Not always a density. At t=0 it is N(0, I / (1 - w)): without a prior w must be below 1 (an error says so). Later
     it must fall off in every direction: of Gaussians, precision_a + w (precision_0 - precision_b), where there is no
-    prior precision_a - w precision_b, must be positive. Where it is not, particles run away, and their weights with
-    them. So choose b wider than a, or w small.
+    prior precision_a - w precision_b, must be positive. Where it is not, particles run away, which only shows in
+    samples far from all data, many resamplings and a large log_normalizer. So choose b wider than a, or w small.
 
     parts: a and b. weight: w. prior: p_0, a target such as the unconditional model. See `product` for sources.
     """
@@ -97,6 +99,8 @@ class Mixture(Target):
     weights: w_i, positive; equal where null. normalized: the parts are densities, Z_i = 1, and nothing is estimated.
     Raises GenkitError for parts that are unlike at t=0 (powers of models that do not have the same sum).
     """
+
+    several = True
 
     def __init__(
         self, parts: Sequence[Target], weights: Sequence[float] | None = None, normalized: bool = False

@@ -39,6 +39,8 @@ class Bounded(Target):
             raise GenkitError(f"bounded: softness must be a positive number, not {softness}")
         if (low is None and high is None) == (distance is None):
             raise GenkitError("bounded: a region is either a box, by low and high, or a distance to it")
+        if distance is not None and not callable(distance):
+            raise GenkitError(f"bounded: distance is a Python function, not {distance!r}; give low and high")
         self.parts, self.exponent, self.softness = (inner,), inner.exponent, softness
         squared = box(inner, low, high) if distance is None else lambda x: distance(x).square()
         self.squared = differentiated(lambda t, x: squared(x))
@@ -70,9 +72,9 @@ def box(inner: Target, low: Any, high: Any) -> Callable[[Tensor], Tensor]:
         raise GenkitError(
             f"bounded: low and high must be numbers or lists that broadcast to a sample, of shape {model.shape}"
         ) from None
-    below, above = (side.to(model.device) for side in sides)
-    if not bool((below < above).all()):
+    if not bool((sides[0] < sides[1]).all()):
         raise GenkitError("bounded: low must be below high everywhere, else nothing lies between them")
+    below, above = (side.to(model.device) for side in sides)
     return lambda x: (x - x.clamp(below, above)).square().flatten(1).sum(1)
 
 

@@ -13,11 +13,11 @@ model. A name before a colon says of which model, where there are several. Weigh
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from genkit.errors import GenkitError, choose
-from genkit.particles.base import Model, Target
+from genkit.particles.base import TARGETS, Model, Target
 from genkit.particles.compositions import Mixture, Product, Temperature
 
 TOKEN = re.compile(
@@ -51,6 +51,44 @@ def parse(
     """
     target = Parser(text, model, models or {}, divide_prior).parse()
     target.check()
+    return target
+
+
+def build_target(
+    model: Any,
+    compose: str | None = None,
+    *,
+    label: int | None = None,
+    beta: float = 1.0,
+    divide_prior: bool = False,
+    controls: Sequence[Mapping[str, Any]] = (),
+    models: Mapping[str, Any] | None = None,
+) -> Target:
+    """What is asked for in words, to the power beta, held to further targets.
+
+    Where nothing is composed it is of the class `label`, or of all data. See `parse` for the rest. Raises GenkitError
+    also for what would have no effect.
+    """
+    if compose is None:
+        for name, given in (("divide_prior", divide_prior), ("models", models)):
+            if given:
+                raise GenkitError(f"{name} has no effect without a composition, such as '3 AND 8'")
+        target: Target = Model(model, label)
+    elif label is not None:
+        raise GenkitError(
+            f"a composition names its classes: leave out the class {label}, or write it in there"
+        )
+    else:
+        target = parse(compose, model, models=models, divide_prior=divide_prior)
+    if beta != 1:
+        target = TARGETS.build("temperature", target, beta=beta)
+    for control in controls:
+        name = TARGETS.resolve(control)["name"]
+        if TARGETS.get(name).several:
+            raise GenkitError(
+                f"the target '{name}' is made of several: write it as a composition, such as '3 AND 8'"
+            )
+        target = TARGETS.build(control, target)
     return target
 
 

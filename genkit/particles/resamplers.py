@@ -64,9 +64,9 @@ class Residual(Resampler):
     """Each particle floor(n w) times, and the rest by independent draws from what is left of the weights."""
 
     def draw(self, w: Tensor, n: int, *, generator: Generator = None) -> Tensor:
-        counts = (n * w).floor()
+        counts = (n * w + 1e-9).floor()  # n / n is 1, also where it rounds below
         # As many draws as can be needed, of which the first are kept: the number is known to the device alone.
-        rest = quantiles(n * w - counts, uniform(n, w, generator))
+        rest = quantiles((n * w - counts).clamp(min=0), uniform(n, w, generator))
         places = torch.arange(n, device=w.device)
         certain = torch.searchsorted(counts.cumsum(0), places.to(w), right=True).clamp(max=len(w) - 1)
         return torch.where(places < counts.sum(), certain, rest)

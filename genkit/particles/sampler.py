@@ -156,7 +156,7 @@ class FeynmanKac:
             then = self.moment(target, u)
             step = self.diffuse if self.kernel == "diffusion" else self.stay
             cloud, change = step(target, cloud, log_w, now, then, generator)
-            before, log_w, now = log_w, finite(log_w + change), then
+            before, log_w, now = log_w, without_nan(log_w + change), then
             log_mean, ess, kept = self.judge(before, log_w, now)
             log_normalizers.append(log_z + log_mean)
             times.append(now.t)
@@ -201,7 +201,7 @@ class FeynmanKac:
         x = variance**0.5 * noise
         cloud = Cloud(x, *at(target, now)(x))
         log_start = -half_square(noise) - noise[0].numel() / 2 * (LOG_2PI + math.log(variance))
-        return cloud, finite(cloud.value - log_start)
+        return cloud, without_nan(cloud.value - log_start)
 
     def diffuse(
         self, target: Target, cloud: Cloud, log_w: Tensor, now: Moment, then: Moment, generator: Generator
@@ -253,9 +253,14 @@ class FeynmanKac:
 
 
 def at(target: Target, moment: Moment) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The target of one time."""
+    """The target of one time; where its gradient is no number, it is 0."""
     t = torch.tensor(moment.t, dtype=torch.float64)
-    return lambda x: target(t, x, moment.last)
+
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = target(t, x, moment.last)
+        return torch.where(gradient.flatten(1).isfinite().all(1), value, -math.inf), gradient
+
+    return evaluate
 
 
 def curvature(cloud: Cloud, log_w: Tensor) -> Tensor:
@@ -265,6 +270,6 @@ def curvature(cloud: Cloud, log_w: Tensor) -> Tensor:
     return torch.where(w > 0, w * squares, 0.0).sum().clamp(min=1e-12)
 
 
-def finite(log_w: Tensor) -> Tensor:
+def without_nan(log_w: Tensor) -> Tensor:
     """A particle whose weight is no number has none."""
     return torch.where(log_w.isfinite(), log_w, -math.inf)

@@ -96,7 +96,7 @@ def test_untrained_pooled_energy_is_the_gaussian_of_the_data(path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("parameterization", ["inner_product", "squared_residual"])
 def test_exact_networks_where_the_parameterization_is_exact(parameterization, path, monkeypatch):
-    """<x, n> / (2 sigma) is the energy of any centred Gaussian; |n|^2 / 2 that of data on a subspace (and at noise)."""
+    """<x, n> / (2 sigma) is the energy of any centred Gaussian; |n|^2 / 2 that of a point (and of noise)."""
     variances = torch.tensor([2.0, 0.3] if parameterization == "inner_product" else [0.0, 0.0])
     energy = build("energy", VECTORS, parameterization=parameterization, path=path)
     gaussian = GaussianFlow(torch.zeros(2), torch.diag(variances), energy.path)

@@ -22,15 +22,15 @@ def test_the_constant_of_an_energy_in_closed_form(options: dict) -> None:
     x, _ = split(VECTORS).take(torch.arange(5))
     sampler = FeynmanKac(
         **{
-            "particles": 256,
-            "steps": 48,
+            "particles": 64,
+            "steps": 24,
             "kernel": "none",
             "move": "hmc",
             "threshold": 0.0,
             **options,
         }
     )
-    found = log_prob(energy, x, sampler=sampler, runs=4, generator=keyed_generator(0))
+    found = log_prob(energy, x, sampler=sampler, runs=3, generator=keyed_generator(0))
     d2 = float(energy.scale) ** 2
     exact = -x.double().square().sum(1) / (2 * d2) - math.log(2 * math.pi * d2)
     assert found.kind == "estimate"
