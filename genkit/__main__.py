@@ -95,7 +95,11 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--task", help="of data with several kinds of rows")
     sample.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; 1 is off")
     sample.add_argument(
-        "--class", type=int, dest="label", metavar="CLASS", help="class (default: all in turn)"
+        "--class",
+        type=int,
+        dest="label",
+        metavar="CLASS",
+        help="class (default: all in turn; of particles none)",
     )
     particles = sample.add_argument_group("particles, of energies")
     particles.add_argument(
@@ -497,6 +501,8 @@ class Bars:
     def _tell(self, arm: str, step: int, steps: int, note: str) -> None:
         """A line each tenth of the way, where there are no bars."""
         tenth = 10 * step // steps
+        if tenth < self.told.get(arm, 0):  # another run of the same name: the parts of a mixture come first
+            self.told[arm] = 0
         if self.plain and tenth > self.told.get(arm, 0):
             self.told[arm] = tenth
             print(f"{arm}: step {step}/{steps}, {note}", file=sys.stderr, flush=True)

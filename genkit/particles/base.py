@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from genkit.particles.sampler import FeynmanKac
 
 Evaluation = tuple[Tensor, Tensor]  # log-density (N,) in float64, and its gradient (N, ...)
+Progress = Callable[
+    [int, int, float, int], None
+]  # steps done, steps foreseen, effective particles, resamplings
 LogDensity = Callable[[Tensor, Tensor], Evaluation]  # t, x (N, ...)
 
 
@@ -59,10 +62,12 @@ class Target(abc.ABC):
     def __call__(self, t: Tensor, x: Tensor, last: bool = False) -> Evaluation:
         """t (scalar, on the CPU), x (N, ...), float64. last: the end is reached, where soft constraints become hard."""
 
-    def setup(self, sampler: FeynmanKac, *, generator: Generator = None) -> None:
+    def setup(
+        self, sampler: FeynmanKac, *, generator: Generator = None, progress: Progress | None = None
+    ) -> None:
         """Once before sampling: what has to be estimated with particles."""
         for part in self.parts:
-            part.setup(sampler, generator=generator)
+            part.setup(sampler, generator=generator, progress=progress)
 
     def leaves(self) -> Iterator[Density]:
         """The models, from left to right; one that is used twice comes twice."""

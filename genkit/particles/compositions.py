@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.particles.base import TARGETS, Evaluation, Target, per_row
+from genkit.particles.base import TARGETS, Evaluation, Progress, Target, per_row
 from genkit.types import Generator
 
 if TYPE_CHECKING:
@@ -120,10 +120,13 @@ class Mixture(Target):
         self.normalized = normalized
         self.normalizers: list[tuple[list[float], list[float]]] = []  # of each part: times, log Z
 
-    def setup(self, sampler: FeynmanKac, *, generator: Generator = None) -> None:
+    def setup(
+        self, sampler: FeynmanKac, *, generator: Generator = None, progress: Progress | None = None
+    ) -> None:
         if self.normalized:
-            return super().setup(sampler, generator=generator)
-        runs = [sampler.sample(part, generator=generator) for part in self.parts]  # sets the parts up
+            return super().setup(sampler, generator=generator, progress=progress)
+        # which sets the parts up
+        runs = [sampler.sample(part, generator=generator, progress=progress) for part in self.parts]
         self.normalizers = [(run.times, run.log_normalizers) for run in runs]
 
     def __call__(self, t: Tensor, x: Tensor, last: bool = False) -> Evaluation:

@@ -29,15 +29,12 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.particles.base import Cloud, Target, denoised, normal
+from genkit.particles.base import Cloud, Progress, Target, denoised, normal
 from genkit.particles.moves import MOVES, Move, half_square
 from genkit.particles.resamplers import RESAMPLERS, Resampler
 from genkit.solvers.base import GRIDS, Grid
 from genkit.types import Generator
 
-Progress = Callable[
-    [int, int, float, int], None
-]  # steps done, steps foreseen, effective particles, resamplings
 LOG_2PI = math.log(2 * math.pi)
 FINEST = 8  # adaptive steps are at most so many times finer or coarser than the fixed ones
 
@@ -144,7 +141,7 @@ class FeynmanKac:
         """Raises GenkitError for a target that is no density, and when no particle has any weight left."""
         target.check()
         calls = target.evaluations
-        target.setup(self, generator=generator)
+        target.setup(self, generator=generator, progress=progress)
         now = self.moment(target, 0.0)
         cloud, log_w = self.begin(target, now, generator)
         log_z, (log_mean, ess, _) = 0.0, self.judge(log_w, log_w, now)
