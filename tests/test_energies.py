@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import genkit
 from genkit.__main__ import main
+from genkit.solvers import SOLVERS
 
 ROOT = Path(__file__).parent.parent
 QUICK = [
@@ -211,3 +212,11 @@ def test_the_log_probability_by_the_energy(compared: Path) -> None:
     found = run.log_prob(x, y, by="energy")
     assert found.kind == "unnormalized"
     assert found.value.isfinite().all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS.names())
+def test_every_solver_samples_an_energy(compared: Path, solver: str) -> None:
+    run = genkit.load(compared / "energy")
+    found = run.sample(3, solver=solver)
+    assert found.x.shape == (3, 1, 8, 8)
+    assert found.tokens == 2 * found.nfe * 16  # once forward, and once back
