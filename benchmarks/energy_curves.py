@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from _timing import publish
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from genkit.compare.figures import COLOURS, DPI, SOFT, styled
 from genkit.metrics import Judge
@@ -153,7 +154,10 @@ def figure(rows: list[dict[str, Any]], names: list[str]) -> Figure:
         (teacher,) = (entry["quality"] for entry in held if entry["model"] == FLOW)
         ax.axhline(teacher, color=SOFT, linestyle="--", label="the flow")
         ax.axhline(held[0]["floor"], color=SOFT, linestyle=":", label="real data")
-        ax.set(xscale="log", yscale="log", title=data, xlabel="steps of the energy")
+        ax.set(xscale="log", title=data, xlabel="steps of the energy", ylim=(0, None))
+        ticks = sorted({entry["steps"] for entry in held if entry["model"] != FLOW})
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.xaxis.set_minor_locator(NullLocator())
         if i % columns == 0:
             ax.set_ylabel("distance of samples")
     handles, labels = ax.get_legend_handles_labels()
