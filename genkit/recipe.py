@@ -394,13 +394,15 @@ class Run:
         that the expression names. Raises GenkitError for a model without an energy, and for what does not parse.
         """
         others = {name: run.objective for name, run in (models or {}).items()}
-        options: dict[str, Any] = {
-            "label": label,
-            "beta": beta,
-            "divide_prior": divide_prior,
-            "controls": controls,
-        }
-        return build_target(self.objective, compose, models=others, **options)
+        return build_target(
+            self.objective,
+            compose,
+            label=label,
+            beta=beta,
+            divide_prior=divide_prior,
+            controls=controls,
+            models=others,
+        )
 
     def show(self, x: Tensor) -> Shown:
         """Samples x (N, *shape) as pictures, texts or sounds."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
+from genkit.randomness import sample_like
 
 Generator = torch.Generator | None
 Kind = Literal["exact", "bound", "estimate", "unnormalized"]
@@ -123,8 +124,7 @@ class StandardNormal(Source):
     gaussian = True
 
     def sample(self, like: Tensor, *, generator: Generator = None) -> Tensor:
-        device = like.device if generator is None else generator.device
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+        return sample_like(torch.randn, like, generator)
 
     def log_prob(self, x: Tensor) -> Tensor:
         x = x.flatten(1)

@@ -70,8 +70,14 @@ class Control:
         return self.compose is None and not self.controls
 
     def target(self, objective: Any, label: int | None = None) -> Target:
-        options = {"beta": self.beta, "divide_prior": self.divide_prior, "controls": self.controls}
-        return build_target(objective, self.compose, label=label, **options)  # type: ignore[arg-type]
+        return build_target(
+            objective,
+            self.compose,
+            label=label,
+            beta=self.beta,
+            divide_prior=self.divide_prior,
+            controls=self.controls,
+        )
 
     def check(self, objective: Any) -> None:
         """Raises GenkitError for what is no target of this model; a model without an energy takes no part."""

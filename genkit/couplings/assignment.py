@@ -41,7 +41,7 @@ def by_scipy(cost: Tensor) -> Tensor:
 
 def by_pot(cost: Tensor) -> Tensor:
     try:
-        import ot  # type: ignore[import-untyped]
+        import ot
     except ImportError:
         raise GenkitError(
             "solver 'pot' needs POT: pip install 'genkit-torch[pot]', or take 'scipy'"

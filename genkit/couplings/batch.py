@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS, Coupling
 from genkit.errors import GenkitError
-from genkit.randomness import keyed_generator
+from genkit.randomness import keyed_generator, sample_like
 from genkit.types import Generator, Pair
 
 Scope = Literal["rank", "global"]
@@ -80,6 +81,13 @@ class BatchCoupling(Coupling):
         return torch.addmm(squares, x1, x0.T, alpha=-2).clamp_min_(0)
 
 
+def check_positive(name: str, **options: float) -> None:
+    """Raises GenkitError for an option of the coupling `name` that is not positive and finite."""
+    for option, value in options.items():
+        if not 0 < value < math.inf:
+            raise GenkitError(f"{name}: {option} must be positive, not {value}")
+
+
 def precise(x: Tensor) -> Tensor:
     """(n, ...) -> (n, d) in float64, which autocast leaves alone: rounding must not decide who goes with whom."""
     x = x.detach().flatten(1)
@@ -129,14 +137,8 @@ def shared(generator: Generator) -> torch.Generator:
     return keyed_generator(int(seed), "shared")
 
 
-def uniform(n: int, like: Tensor, generator: Generator) -> Tensor:
-    """n uniform numbers, drawn where the generator is, with the dtype and device of `like`."""
-    device = like.device if generator is None else generator.device
-    return torch.rand(n, generator=generator, dtype=torch.float64, device=device).to(like)
-
-
 def draw_columns(log_plan: Tensor, generator: Generator) -> Tensor:
     """For each row of log P (n, m) a column j with probability P_ij / sum_j P_ij: (n,)."""
     cumulative = log_plan.softmax(1).cumsum(1)
-    u = uniform(len(log_plan), cumulative, generator)[:, None] * cumulative[:, -1:]
+    u = sample_like(torch.rand, cumulative, generator, (len(log_plan),))[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, u, right=True).squeeze(1).clamp_max(log_plan.shape[1] - 1)

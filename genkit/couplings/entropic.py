@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import abc
 import math
 
 import torch
 from torch import Tensor
 
+from genkit.couplings.batch import BatchCoupling, Scope, draw_columns
 from genkit.errors import GenkitError
+from genkit.types import Generator
 
 COOLING = 0.7  # epsilon falls by it from iteration to iteration, from the spread of costs to its value
+
+
+class Entropic(BatchCoupling):
+    """x0 drawn from row i of the plan with the least <C, P> + epsilon KL(P | uniform); a subclass says which epsilon.
+
+    column_error: sum_j |sum_i P_ij - 1/n| of the last plan.
+    """
+
+    def __init__(self, tolerance: float, iterations: int, scope: Scope) -> None:
+        super().__init__(scope)
+        self.tolerance, self.iterations, self.column_error = tolerance, iterations, 0.0
+
+    @abc.abstractmethod
+    def entropy(self, cost: Tensor) -> float:
+        """epsilon, in the units of the costs C (n, n)."""
+
+    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, None]:
+        cost = self.distances(x1, x0)
+        plan, self.column_error = entropic_plan(
+            cost, self.entropy(cost), tolerance=self.tolerance, iterations=self.iterations, name=self.name
+        )
+        return draw_columns(plan, generator), None
 
 
 def entropic_plan(
@@ -49,13 +74,6 @@ def entropic_plan(
         f"{name}: the plan did not converge in {iterations} iterations (error {error:.2g}, tolerance "
         f"{tolerance:g}): a larger epsilon converges faster; or set iterations or tolerance, or take 'ot'"
     )
-
-
-def check_entropic(name: str, **positive: float) -> None:
-    """Raises GenkitError for an option that is not positive and finite."""
-    for option, value in positive.items():
-        if not 0 < value < math.inf:
-            raise GenkitError(f"{name}: {option} must be positive, not {value}")
 
 
 def spread(cost: Tensor) -> float:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope, draw_columns
-from genkit.couplings.entropic import check_entropic, entropic_plan
-from genkit.types import Generator
+from genkit.couplings.batch import Scope, check_positive
+from genkit.couplings.entropic import Entropic
 
 
 @COUPLINGS.register("schrodinger_bridge")
-class SchrodingerBridge(BatchCoupling):
+class SchrodingerBridge(Entropic):
     """Ends of the most likely diffusion of noise to data: x0 from the entropic plan with epsilon = 2 sigma^2.
 
     With the path `bridge` of the same sigma, whose noise is that of the diffusion, the flow has the marginals of
@@ -30,17 +29,9 @@ class SchrodingerBridge(BatchCoupling):
         iterations: int = 2000,
         scope: Scope = "rank",
     ) -> None:
-        super().__init__(scope)
-        check_entropic("schrodinger_bridge", sigma=sigma, tolerance=tolerance, iterations=iterations)
-        self.sigma, self.tolerance, self.iterations = sigma, tolerance, iterations
-        self.column_error = 0.0
+        super().__init__(tolerance, iterations, scope)
+        check_positive("schrodinger_bridge", sigma=sigma, tolerance=tolerance, iterations=iterations)
+        self.sigma = sigma
 
-    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, None]:
-        plan, self.column_error = entropic_plan(
-            self.distances(x1, x0),
-            2 * self.sigma**2,
-            tolerance=self.tolerance,
-            iterations=self.iterations,
-            name=self.name,
-        )
-        return draw_columns(plan, generator), None
+    def entropy(self, cost: Tensor) -> float:
+        return 2 * self.sigma**2

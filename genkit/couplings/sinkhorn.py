@@ -5,13 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope, draw_columns
-from genkit.couplings.entropic import check_entropic, entropic_plan, spread
-from genkit.types import Generator
+from genkit.couplings.batch import Scope, check_positive
+from genkit.couplings.entropic import Entropic, spread
 
 
 @COUPLINGS.register("sinkhorn")
-class Sinkhorn(BatchCoupling):
+class Sinkhorn(Entropic):
     """Entropic transport: x0 is drawn from row i of the plan with the least <C, P> + epsilon s KL(P | uniform).
 
     C_ij = |x1_i - x0_j|^2, with standard deviation s. It goes from `ot` (epsilon to 0) to `independent` (epsilon
@@ -32,18 +31,9 @@ class Sinkhorn(BatchCoupling):
         iterations: int = 2000,
         scope: Scope = "rank",
     ) -> None:
-        super().__init__(scope)
-        check_entropic("sinkhorn", epsilon=epsilon, tolerance=tolerance, iterations=iterations)
-        self.epsilon, self.tolerance, self.iterations = epsilon, tolerance, iterations
-        self.column_error = 0.0
+        super().__init__(tolerance, iterations, scope)
+        check_positive("sinkhorn", epsilon=epsilon, tolerance=tolerance, iterations=iterations)
+        self.epsilon = epsilon
 
-    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, None]:
-        cost = self.distances(x1, x0)
-        plan, self.column_error = entropic_plan(
-            cost,
-            self.epsilon * spread(cost),
-            tolerance=self.tolerance,
-            iterations=self.iterations,
-            name=self.name,
-        )
-        return draw_columns(plan, generator), None
+    def entropy(self, cost: Tensor) -> float:
+        return self.epsilon * spread(cost)

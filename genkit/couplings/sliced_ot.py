@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope
-from genkit.couplings.entropic import check_entropic
+from genkit.couplings.batch import BatchCoupling, Scope, check_positive
+from genkit.randomness import sample_like
 from genkit.types import Generator
 
 
@@ -26,15 +26,14 @@ class SlicedOT(BatchCoupling):
 
     def __init__(self, projections: int = 32, scope: Scope = "rank") -> None:
         super().__init__(scope)
-        check_entropic("sliced_ot", projections=projections)
+        check_positive("sliced_ot", projections=projections)
         self.projections = projections
 
     def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, None]:
-        device = x1.device if generator is None else generator.device
         best = torch.arange(len(x1), device=x1.device)
         least = -float((x1 * x0).sum())  # the cost but for what all permutations share; never above it
         shape = (self.projections, x1.shape[1])
-        for line in torch.randn(shape, generator=generator, dtype=torch.float64, device=device).to(x1):
+        for line in sample_like(torch.randn, x1, generator, shape):
             order = torch.empty(len(x1), dtype=torch.long, device=x1.device)
             order[(x1 @ line).argsort()] = (x0 @ line).argsort()
             cost = -float((x1 * x0[order]).sum())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope, draw_columns
-from genkit.couplings.entropic import check_entropic, entropic_plan, log_rows, spread
+from genkit.couplings.batch import BatchCoupling, Scope, check_positive, draw_columns
+from genkit.couplings.entropic import entropic_plan, log_rows, spread
 from genkit.types import Generator
 
 
@@ -37,7 +37,7 @@ class UnbalancedOT(BatchCoupling):
         scope: Scope = "rank",
     ) -> None:
         super().__init__(scope)
-        check_entropic(
+        check_positive(
             "unbalanced_ot",
             relaxation=relaxation,
             epsilon=epsilon,

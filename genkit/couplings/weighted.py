@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope
-from genkit.couplings.entropic import check_entropic, spread
+from genkit.couplings.batch import BatchCoupling, Scope, check_positive
+from genkit.couplings.entropic import spread
 from genkit.types import Generator
 
 
@@ -28,7 +28,7 @@ class Weighted(BatchCoupling):
 
     def __init__(self, epsilon: float = 1.0, scope: Scope = "rank") -> None:
         super().__init__(scope)
-        check_entropic("weighted", epsilon=epsilon)
+        check_positive("weighted", epsilon=epsilon)
         self.epsilon = epsilon
 
     def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:

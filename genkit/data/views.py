@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
+from genkit.randomness import sample_like
 from genkit.types import DataSpec, Generator, Kind, View
 
 Noise = Literal["uniform", "gaussian", "none"]
@@ -94,16 +94,11 @@ class Continuous(View):
             offset: Tensor | float = 0.5
             if self.noise == "uniform":  # a rounding error inside the cell, to decode to the level always
                 margin = levels * torch.finfo(x.dtype).eps
-                offset = _draw(torch.rand, x, generator).clamp(margin, 1 - margin)
+                offset = sample_like(torch.rand, x, generator).clamp(margin, 1 - margin)
             x = 2 * (x + offset) / levels - 1
-        return x + self.sigma * _draw(torch.randn, x, generator) if self.noise == "gaussian" else x
+        return x + self.sigma * sample_like(torch.randn, x, generator) if self.noise == "gaussian" else x
 
     def decode(self, x: Tensor) -> Tensor:
         """(B, *shape) -> levels 0..V-1 as int64, or x itself for real-valued data."""
         levels = self.spec.levels
         return x if levels is None else ((x + 1) / 2 * levels).floor().clamp(0, levels - 1).long()
-
-
-def _draw(kind: Callable[..., Tensor], like: Tensor, generator: Generator) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return kind(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -66,7 +66,7 @@ class Objective(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def prepare(self, batch: Batch, *, generator: Generator = None) -> Batch:
-        """Adds to the batch what `loss` trains on. It runs ahead of the step, in another thread: without gradients,
+        """Adds to the batch what `loss` trains on. It may run ahead of the step, in another thread: without gradients,
         apart from the weights that are trained, and with no draws but from `generator`."""
         batch.encoded = self.view.encode(batch.x, generator=generator)
         return batch

@@ -119,7 +119,6 @@ class Density(Target):
     """
 
     exponent = 1.0
-    end: float = 0.99  # nearer to 1 a density is too steep
 
     def __init__(
         self,
@@ -131,11 +130,9 @@ class Density(Target):
         spec: DataSpec | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float64,
-        end: float | None = None,
+        end: float = 0.99,  # nearer to 1 a density is too steep
     ) -> None:
-        self.spec = spec
-        if end is not None:
-            self.end = end
+        self.spec, self._end = spec, end
         self.function, self.shape, self.path, self._decode = function, tuple(shape), PATHS.build(path), decode
         self.device, self.dtype, self.calls = torch.device(device), dtype, 0
 
@@ -143,6 +140,10 @@ class Density(Target):
         self.calls += 1
         value, gradient = self.function(t.to(self.device, self.dtype), x.to(self.dtype))
         return value.double(), gradient.double()
+
+    @property
+    def end(self) -> float:
+        return self._end
 
     def leaves(self) -> Iterator[Density]:
         yield self
@@ -193,8 +194,8 @@ class Model(Density):
         )
 
     @cached_property
-    def end(self) -> float:  # type: ignore[override]
-        return getattr(self.objective, "end", Density.end)
+    def end(self) -> float:
+        return getattr(self.objective, "end", self._end)
 
 
 def differentiated(log_density: Callable[[Tensor, Tensor], Tensor]) -> LogDensity:
@@ -218,15 +219,3 @@ def denoised(x: Tensor, gradient: Tensor, alpha: Any, sigma: Any, target: Target
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """(N,) -> (N, 1, ...), to multiply rows of `like` (N, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def normal(like: Tensor, generator: Generator) -> Tensor:
-    """Standard normal noise of the shape of `like`, drawn on the generator's device."""
-    device = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
-
-
-def uniform(n: int, like: Tensor, generator: Generator) -> Tensor:
-    """(n,) in [0, 1), in float64, drawn on the generator's device."""
-    device = like.device if generator is None else generator.device
-    return torch.rand(n, generator=generator, dtype=torch.float64, device=device).to(like.device)

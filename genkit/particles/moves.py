@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.particles.base import Cloud, Evaluation, normal, per_row, uniform
+from genkit.particles.base import Cloud, Evaluation, per_row
+from genkit.randomness import sample_like
 from genkit.registry import Registry
 from genkit.types import Generator
 
@@ -40,7 +41,8 @@ class Move(abc.ABC):
         accepted = cloud.value.new_zeros(())
         for _ in range(self.moves):
             proposal, log_ratio = self.propose(target, cloud, self.step * scale, generator)
-            chosen = uniform(len(cloud.x), cloud.x, generator).log() < log_ratio  # not where it is NaN
+            chance = sample_like(torch.rand, cloud.value, generator)
+            chosen = chance.log() < log_ratio  # not where it is NaN
             rows = per_row(chosen, cloud.x)
             cloud = Cloud(
                 torch.where(rows, proposal.x, cloud.x),
@@ -73,7 +75,7 @@ class Mala(Move):
     def propose(
         self, target: Callable[[Tensor], Evaluation], cloud: Cloud, step: float, generator: Generator
     ) -> tuple[Cloud, Tensor]:
-        noise = normal(cloud.x, generator)
+        noise = sample_like(torch.randn, cloud.x, generator)
         x = cloud.x + step**2 / 2 * cloud.gradient + step * noise
         there = Cloud(x, *target(x))
         back = (cloud.x - x) / step - step / 2 * there.gradient
@@ -96,7 +98,7 @@ class Hmc(Move):
     def propose(
         self, target: Callable[[Tensor], Evaluation], cloud: Cloud, step: float, generator: Generator
     ) -> tuple[Cloud, Tensor]:
-        start = normal(cloud.x, generator)
+        start = sample_like(torch.randn, cloud.x, generator)
         there, momentum = cloud, start + step / 2 * cloud.gradient
         for leap in range(self.leaps):
             x = there.x + step * momentum

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.particles.base import uniform
+from genkit.randomness import sample_like
 from genkit.registry import Registry
 from genkit.types import Generator
 
@@ -40,7 +40,7 @@ class Multinomial(Resampler):
     """n independent draws: the most variance."""
 
     def draw(self, w: Tensor, n: int, *, generator: Generator = None) -> Tensor:
-        return quantiles(w, uniform(n, w, generator))
+        return quantiles(w, sample_like(torch.rand, w, generator, (n,)))
 
 
 @RESAMPLERS.register("stratified")
@@ -48,7 +48,9 @@ class Stratified(Resampler):
     """One draw from each of n equal shares of the weight."""
 
     def draw(self, w: Tensor, n: int, *, generator: Generator = None) -> Tensor:
-        return quantiles(w, (torch.arange(n, device=w.device) + uniform(n, w, generator)) / n)
+        return quantiles(
+            w, (torch.arange(n, device=w.device) + sample_like(torch.rand, w, generator, (n,))) / n
+        )
 
 
 @RESAMPLERS.register("systematic")
@@ -56,7 +58,9 @@ class Systematic(Resampler):
     """One draw for all, at equal distances in the weight: a particle comes floor(n w) or ceil(n w) times."""
 
     def draw(self, w: Tensor, n: int, *, generator: Generator = None) -> Tensor:
-        return quantiles(w, (torch.arange(n, device=w.device) + uniform(1, w, generator)) / n)
+        return quantiles(
+            w, (torch.arange(n, device=w.device) + sample_like(torch.rand, w, generator, (1,))) / n
+        )
 
 
 @RESAMPLERS.register("residual")
@@ -66,7 +70,7 @@ class Residual(Resampler):
     def draw(self, w: Tensor, n: int, *, generator: Generator = None) -> Tensor:
         counts = (n * w + 1e-9).floor()  # n / n is 1, also where it rounds below
         # As many draws as can be needed, of which the first are kept: the number is known to the device alone.
-        rest = quantiles((n * w - counts).clamp(min=0), uniform(n, w, generator))
+        rest = quantiles((n * w - counts).clamp(min=0), sample_like(torch.rand, w, generator, (n,)))
         places = torch.arange(n, device=w.device)
         certain = torch.searchsorted(counts.cumsum(0), places.to(w), right=True).clamp(max=len(w) - 1)
         return torch.where(places < counts.sum(), certain, rest)

@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.particles.base import Cloud, Progress, Target, denoised, normal
+from genkit.particles.base import Cloud, Progress, Target, denoised
 from genkit.particles.moves import MOVES, Move, half_square
 from genkit.particles.resamplers import RESAMPLERS, Resampler
+from genkit.randomness import sample_like
 from genkit.solvers.base import GRIDS, Grid
 from genkit.types import Generator
 
@@ -194,7 +195,7 @@ class FeynmanKac:
         model = target.model
         variance = (now.alpha**2 + now.sigma**2) / target.exponent
         empty = torch.empty(self.particles, *model.shape, dtype=torch.float64, device=model.device)
-        noise = normal(empty, generator)
+        noise = sample_like(torch.randn, empty, generator)
         x = variance**0.5 * noise
         cloud = Cloud(x, *at(target, now)(x))
         log_start = -half_square(noise) - noise[0].numel() / 2 * (LOG_2PI + math.log(variance))
@@ -211,7 +212,7 @@ class FeynmanKac:
         else:
             spread = torch.full_like(log_w[0], self.spread)
         reverse = forward * (then.s**2 + spread) / (now.s**2 + spread)
-        z, noise = cloud.x / now.alpha, normal(cloud.x, generator)
+        z, noise = cloud.x / now.alpha, sample_like(torch.randn, cloud.x, generator)
         moved = z + forward * now.alpha * cloud.gradient + reverse.sqrt() * noise
         x = then.alpha * moved
         there = Cloud(x, *at(target, then)(x))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.paths.base import PATHS, Path
+from genkit.randomness import sample_like
 from genkit.types import Coefficients, Generator, Point
 
 FLOOR = 1e-4  # of t (1 - t) where it is divided by
@@ -46,8 +47,7 @@ class Bridge(Path):
     def __call__(self, x0: Tensor, x1: Tensor, t: Tensor, *, generator: Generator = None) -> Point:
         if t.ndim:
             t = t.reshape(-1, *[1] * (x1.ndim - 1))
-        device = x1.device if generator is None else generator.device
-        noise = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=device).to(x1.device)
+        noise = sample_like(torch.randn, x1, generator)
         product = t * (1 - t)
         root = product.clamp_min(FLOOR).sqrt()
         x_t = t * x1 + (1 - t) * x0 + self.sigma * product.clamp_min(0).sqrt() * noise

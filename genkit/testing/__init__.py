@@ -12,6 +12,7 @@ GenkitError where it cannot be run: the class does not build, or needs what the 
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 from genkit.errors import choose
@@ -70,7 +71,11 @@ def examine(kind: str, target: type | str, /, **options: Any) -> Report:
 
 
 def check(kind: str, target: type | str, /, **options: Any) -> list[Result]:
-    """The results of `examine`. Raises AssertionError where a law is broken, and what `examine` raises."""
+    """The results of `examine`. Raises AssertionError where a law is broken, and what `examine` raises.
+
+    A coupling that needs a teacher gets one in closed form; an objective is built on the first of some small data sets
+    that it takes. `check_coupling(...)` is `check("coupling", ...)`, and so are its sisters.
+    """
     __tracebackhide__ = True  # pytest shows the caller's line and the message
     report = examine(kind, target, **options)
     if not report.holds:
@@ -78,49 +83,11 @@ def check(kind: str, target: type | str, /, **options: Any) -> list[Result]:
     return report.results
 
 
-def check_coupling(target: type | str, /, **options: Any) -> list[Result]:
-    """See `check`. A coupling that needs a teacher gets one in closed form."""
-    __tracebackhide__ = True
-    return check("coupling", target, **options)
-
-
-def check_solver(target: type | str, /, **options: Any) -> list[Result]:
-    """See `check`."""
-    __tracebackhide__ = True
-    return check("solver", target, **options)
-
-
-def check_path(target: type | str, /, **options: Any) -> list[Result]:
-    """See `check`."""
-    __tracebackhide__ = True
-    return check("path", target, **options)
-
-
-def check_objective(target: type | str, /, **options: Any) -> list[Result]:
-    """See `check`. It is built on the first of some small data sets that it takes."""
-    __tracebackhide__ = True
-    return check("objective", target, **options)
-
-
-def check_guidance(target: type | str, /, **options: Any) -> list[Result]:
-    """See `check`."""
-    __tracebackhide__ = True
-    return check("guidance", target, **options)
-
-
-def check_unmasker(target: type | str, /, **options: Any) -> list[Result]:
-    """See `check`."""
-    __tracebackhide__ = True
-    return check("unmasker", target, **options)
-
-
-def check_dataset(target: type | str, /, **options: Any) -> list[Result]:
-    """See `check`."""
-    __tracebackhide__ = True
-    return check("dataset", target, **options)
-
-
-def check_metric(target: type | str, /, **options: Any) -> list[Result]:
-    """See `check`. It is fed with the first of some small data sets to which it applies."""
-    __tracebackhide__ = True
-    return check("metric", target, **options)
+check_coupling = partial(check, "coupling")
+check_solver = partial(check, "solver")
+check_path = partial(check, "path")
+check_objective = partial(check, "objective")
+check_guidance = partial(check, "guidance")
+check_unmasker = partial(check, "unmasker")
+check_dataset = partial(check, "dataset")
+check_metric = partial(check, "metric")

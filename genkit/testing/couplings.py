@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS, Coupling, EncodedData
-from genkit.data.base import Encoded, TensorSplit
+from genkit.data.base import DATASETS, Encoded, TensorSplit
 from genkit.data.densities import DensitySource
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
@@ -148,7 +148,7 @@ def the_batch_is_left_alone(case: Case) -> Finding:
     changed = [
         name
         for name, now, before in zip(("x1", "y", "index"), (x1, y, index), given, strict=True)
-        if now is not None and not torch.equal(now, before)  # type: ignore[arg-type]
+        if not alike(now, before)
     ]
     return Finding(not changed, f"written to: {', '.join(changed) or 'nothing'}")
 
@@ -179,7 +179,7 @@ def the_marginal_of_x0_is_the_source(case: Case) -> Finding | None:
     if not case.cls.keeps_source:
         return None
     found = at_least(source_p(case.coupling, case.data, pairs=case.pairs), RARE, "standard normal: p =")
-    source = DensitySource("8gaussians")  # type: ignore[arg-type]
+    source = DensitySource(DATASETS.build("8gaussians"))
     try:
         coupling = case.build(source)
     except GenkitError:  # it says that it is for normal noise only
@@ -236,8 +236,19 @@ def drawn(coupling: Coupling, data: EncodedData, *, batches: int = 100, size: in
 def draw(coupling: Coupling, data: EncodedData, *, batches: int = 60, size: int = 48) -> Pair:
     """All pairs (batches * size) that are `drawn`."""
     pairs = drawn(coupling, data, batches=batches, size=size)
-    columns = zip(*((p.x0, p.x1, p.y, p.index) for p in pairs), strict=True)
-    return Pair(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+    x0, x1 = torch.cat([pair.x0 for pair in pairs]), torch.cat([pair.x1 for pair in pairs])
+    return Pair(x0, x1, joined([pair.y for pair in pairs]), joined([pair.index for pair in pairs]))
+
+
+def joined(parts: list[Tensor | None]) -> Tensor | None:
+    """None where some part is."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if len(there) == len(parts) else None
+
+
+def alike(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether both are None, or equal."""
+    return torch.equal(a, b) if a is not None and b is not None else a is b
 
 
 def resampled(pair: Pair, key: int = 0) -> Pair:
@@ -246,7 +257,8 @@ def resampled(pair: Pair, key: int = 0) -> Pair:
     rows = torch.multinomial(
         pair.weight, len(pair.weight), replacement=True, generator=keyed_generator(key, "law weights")
     )
-    return Pair(*(None if c is None else c[rows] for c in (pair.x0, pair.x1, pair.y, pair.index)))  # type: ignore[arg-type]
+    y, index = (None if column is None else column[rows] for column in (pair.y, pair.index))
+    return Pair(pair.x0[rows], pair.x1[rows], y, index)
 
 
 def moved(coupling: Coupling, data: EncodedData, *, size: int = 48) -> float:
@@ -267,8 +279,7 @@ def moved(coupling: Coupling, data: EncodedData, *, size: int = 48) -> float:
         again, _ = data.take(index, generator=keyed_generator(1, "law noise"))
         if not torch.equal(x1, again):  # encoded with fresh noise each time
             x1 = pair.x1
-    same = pair.index is not None and torch.equal(pair.index, index) and pair.x1.shape == x1.shape
-    same = same and (y is None) == (pair.y is None) and (y is None or torch.equal(y, pair.y))  # type: ignore[arg-type]
+    same = alike(pair.index, index) and alike(pair.y, y) and pair.x1.shape == x1.shape
     return float((pair.x1 - x1).abs().max()) if same else torch.inf
 
 

@@ -54,9 +54,9 @@ class Loader(L.LightningDataModule):
         assert self.trainer is not None
         module = self.trainer.lightning_module
         assert isinstance(module, GenerativeModule)
-        parts = self.options.accumulate
+        parts, device = self.options.accumulate, self.trainer.strategy.root_device
         batches = KeyedBatches(
-            self.split.to(self.trainer.strategy.root_device),
+            self.split.to(device),
             self.options.batch_size // parts,
             seed=self.seed,
             start=self.trainer.global_step * parts,
@@ -64,7 +64,7 @@ class Loader(L.LightningDataModule):
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
         )
-        return DataLoader(Ahead(batches, module.prepare), batch_size=None)
+        return DataLoader(Ahead(batches, module.prepare, beside=device.type != "cpu"), batch_size=None)
 
 
 def fit(
