@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genkit.registry import Registry
 
+Affine = tuple[Tensor, Tensor]  # log-scale a, shift mu
 Predictor = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # f(t, x, y) -> prediction
 
 
@@ -21,6 +22,15 @@ class Guidance(abc.ABC):
     @abc.abstractmethod
     def combine(self, conditional: Tensor, unconditional: Tensor, t: Tensor) -> Tensor:
         """t is the time (scalar) of a flow of pairs, the fraction of tokens done of an autoregressive flow."""
+
+    def combine_affine(self, conditional: Affine, unconditional: Affine, done: Tensor) -> Affine:
+        """For autoregressive flows x = z exp(a) + mu: log-scale a and shift mu of both networks -> those to take.
+
+        done: the fraction of tokens done (scalar, or of a shape that broadcasts with a). By default both are combined
+        as predictions are.
+        """
+        a, mu = (self.combine(c, u, done) for c, u in zip(conditional, unconditional, strict=True))
+        return a, mu
 
 
 GUIDANCES = Registry(Guidance, "guidance", "genkit.guidance")

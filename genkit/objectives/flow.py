@@ -105,7 +105,7 @@ class Flow(Objective):
         field, log_prob = self.field(y, guidance), None
         if return_log_prob:
             augmented, pack, unpack = with_divergence(field, x0, generator=generator)
-            solution = solver.solve(augmented, pack(x0), generator=generator)
+            solution = solver.solve(augmented, pack(x0), times=solver.times(field), generator=generator)
             x, change = unpack(solution.x)
             log_prob = estimate(self.source.log_prob(x0)[:, None] + change)
         else:
@@ -127,8 +127,8 @@ class Flow(Objective):
         """The states (B, ...) that the solver passes through, encoded, and their times."""
         solver = SOLVERS.build(sampler)
         x0 = self.start(n, generator=generator)
-        solution = solver.solve(self.field(self.labels(n, y)), x0, generator=generator, keep=True)
-        return solution.trajectory, solver.times()
+        field = self.field(self.labels(n, y))
+        return solver.solve(field, x0, generator=generator, keep=True).trajectory, solver.times(field)
 
     def start(self, n: int, *, generator: Generator = None) -> Tensor:
         """n samples of the source (n, ...)."""
@@ -153,15 +153,16 @@ class Flow(Objective):
         solver = SOLVERS.build({"name": "rk4", "steps": 32} if sampler is None else sampler)
         x1, y = self.encoded_for_likelihood(x, y, generator)
         wanted = x1.requires_grad or any(p.requires_grad for p in self.parameters())
+        field = self.field(y)
         augmented, pack, unpack = with_divergence(
-            self.field(y),
+            field,
             x1,
             divergence=divergence,
             probes=probes,
             generator=generator,
             differentiable=torch.is_grad_enabled() and wanted,
         )
-        x0, change = unpack(solver.solve(augmented, pack(x1), times=solver.times().flip(0)).x)
+        x0, change = unpack(solver.solve(augmented, pack(x1), times=solver.times(field).flip(0)).x)
         return estimate(self.source.log_prob(x0)[:, None] - change + self.view.log_volume)
 
 

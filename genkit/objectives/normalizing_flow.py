@@ -124,11 +124,10 @@ class NormalizingFlow(Objective):
                 previous = torch.cat([done[-1]] * copies) if done else None
                 h = span.input_at(i, previous, batch=copies * n)
                 h = self.backbone(h, cond, pos=positions[i : i + 1], layers=span.layers, cache=cache)
-                affine = torch.cat(span.affine(h, cond), dim=-1)
+                a, mu = span.affine(h, cond)
                 if active and guidance is not None:
-                    conditional, unconditional = affine.chunk(2)
-                    affine = guidance.combine(conditional, unconditional, done_share[i])
-                a, mu = affine.chunk(2, dim=-1)
+                    (a_c, a_u), (mu_c, mu_u) = a.chunk(2), mu.chunk(2)
+                    a, mu = guidance.combine_affine((a_c, mu_c), (a_u, mu_u), done_share[i])
                 done.append(todo[:, i : i + 1] * torch.exp(a) + mu)
                 log_det = log_det - a.sum((1, 2))
             x = span.order(torch.cat(done, dim=1))

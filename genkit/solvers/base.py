@@ -9,6 +9,7 @@ holds no state between calls: what it carries lives in `State`.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.registry import Registry
-from genkit.types import Field, Generator, Solution, Velocity
+from genkit.types import Coefficients, Field, Generator, Solution, Velocity
 
 
 class Grid(abc.ABC):
@@ -30,8 +31,11 @@ class Grid(abc.ABC):
     def warp(self, u: Tensor) -> Tensor:
         """(n,) in [0, 1], increasing -> (n,), increasing, 0 and 1 kept."""
 
-    def times(self, steps: int) -> Tensor:
-        """The steps + 1 times from 0 to 1, in float64."""
+    def times(self, steps: int, coefficients: Callable[[Tensor], Coefficients] | None = None) -> Tensor:
+        """The steps + 1 times from 0 to 1, in float64.
+
+        coefficients: those of the field's path, for grids that are defined by its noise; None is the linear path.
+        """
         return self.warp(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
 
 
@@ -62,8 +66,9 @@ class Solver(abc.ABC):
         self.steps = steps
         self.grid = GRIDS.build(grid)
 
-    def times(self) -> Tensor:
-        return self.grid.times(self.steps)
+    def times(self, field: Velocity | None = None) -> Tensor:
+        """The times at which the steps of this field begin and end: 0 first, 1 last."""
+        return self.grid.times(self.steps, field.coefficients if isinstance(field, Field) else None)
 
     def solve(
         self,
@@ -86,7 +91,7 @@ class Solver(abc.ABC):
                 f"{type(self).__name__} needs {', '.join(sorted(missing))}, which this field cannot give{why}; "
                 "euler, midpoint, heun and rk4 need velocity only"
             )
-        nodes = self.times() if times is None else times
+        nodes = self.times(field) if times is None else times
         if nodes.ndim != 1 or len(nodes) < 2:
             raise GenkitError(f"a solver needs at least two times, not {nodes.tolist()}")
         steps = nodes.diff()
