@@ -24,16 +24,59 @@ def keyed_generator(seed: int, *key: int | str, device: torch.device | str = "cp
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+class RankGenerator(torch.Generator):
+    """A process's own generator, which also knows `common`, the one that all `world` processes have alike.
+
+    `sample_like` draws from `common` for the global batch and takes this process's rows, so that what is drawn does not
+    depend on the number of processes. Whatever draws from the generator itself gets numbers of this rank alone.
+    """
+
+    common: torch.Generator
+    rank: int
+    world: int
+
+    @classmethod
+    def keyed(
+        cls, seed: int, *key: int | str, rank: int, world: int, device: torch.device | str = "cpu"
+    ) -> RankGenerator:
+        """`common` is keyed_generator(seed, *key, 0), what a single process has."""
+        common, own = (keyed_generator(seed, *key, r, device=device) for r in (0, rank))
+        made = cls(device)
+        made.manual_seed(own.initial_seed())
+        made.common, made.rank, made.world = common, rank, world
+        return made
+
+    def rows(self, n: int) -> slice:
+        """This process's n rows of the global batch."""
+        return slice(self.rank * n, (self.rank + 1) * n)
+
+
 def sample_like(
     kind: Callable[..., Tensor],
     like: Tensor,
     generator: torch.Generator | None,
     shape: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """torch.rand or torch.randn of a shape, that of `like` where none is given, with its dtype and on its device.
+    """Draws of a shape, that of `like` where none is given, with its dtype and on its device.
 
-    It is drawn where the generator is, which may be another device.
+    kind: torch.rand, torch.randn, partial(torch.randint, high). The first dimension is the batch; a scalar is one draw
+    for all. It is drawn where the generator is, which may be another device.
     """
     device = like.device if generator is None else generator.device
-    size = like.shape if shape is None else shape
+    size = tuple(like.shape if shape is None else shape)
+    if isinstance(generator, RankGenerator):
+        n, rest = (size[0], size[1:]) if size else (0, ())
+        whole = (generator.world * n, *rest) if size else ()
+        drawn = kind(whole, generator=generator.common, dtype=like.dtype, device=device)
+        return (drawn[generator.rows(n)] if size else drawn).to(like.device)
     return kind(size, generator=generator, dtype=like.dtype, device=device).to(like.device)
+
+
+def shuffle_like(like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, int]:
+    """For the rows of `like` (B, ...) their places (B,) in a random order of the whole batch, and its size."""
+    if isinstance(generator, RankGenerator):
+        total = generator.world * len(like)
+        order = torch.randperm(total, generator=generator.common, device=generator.device)
+        return order[generator.rows(len(like))].to(like.device), total
+    device = like.device if generator is None else generator.device
+    return torch.randperm(len(like), generator=generator, device=device).to(like.device), len(like)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS, Coupling
 from genkit.errors import GenkitError
-from genkit.randomness import keyed_generator, sample_like
+from genkit.randomness import RankGenerator, keyed_generator, sample_like
 from genkit.types import Generator, Pair
 
 Scope = Literal["rank", "global"]
@@ -131,7 +131,9 @@ def _group(world: Any) -> Any:
 
 
 def shared(generator: Generator) -> torch.Generator:
-    """A generator that is the same in all processes, a function of that of rank 0."""
+    """A generator that is the same in all processes: what they have in common, or a function of that of rank 0."""
+    if isinstance(generator, RankGenerator):
+        return generator.common
     device = "cpu" if generator is None else generator.device
     seed = gather(torch.randint(2**62, (1,), generator=generator, device=device))[0]
     return keyed_generator(int(seed), "shared")

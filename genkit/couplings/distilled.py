@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from genkit.couplings.base import COUPLINGS, Coupling, EncodedData
 from genkit.errors import GenkitError
 from genkit.files import write_atomically
-from genkit.randomness import keyed_generator
+from genkit.randomness import keyed_generator, sample_like
 from genkit.types import Generator, Pair, Source, StandardNormal
 
 ROWS = 4096  # at most so many rows are encoded to measure the scale of the codes
@@ -101,8 +102,7 @@ class Distilled(Coupling):
         else:
             if index is None:
                 raise GenkitError("distilled: a cache is looked up by row numbers: give `index`")
-            where = torch.device("cpu") if generator is None else generator.device
-            copy = torch.randint(self.copies, (len(x1),), generator=generator, device=where).cpu()
+            copy = sample_like(partial(torch.randint, self.copies), index.cpu(), generator)
             code, end = (self.stored[key][index.cpu(), copy].to(x1) for key in ("x0", "x1"))
         x0 = code / self.scale
         if self.spread:

@@ -12,6 +12,7 @@ from genkit.backbone import ModelOptions, Transformer, tokens_of
 from genkit.data.base import Split
 from genkit.errors import GenkitError
 from genkit.guidance import Guidance
+from genkit.randomness import sample_like
 from genkit.registry import Registry
 from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample, Source, View
 
@@ -116,7 +117,7 @@ class Objective(nn.Module, abc.ABC):
         """Classes with a share `label_dropout` of them replaced by -1, the null class."""
         if y is None or self.classes is None:
             return None
-        dropped = torch.rand(len(y), generator=generator, device=y.device) < self.label_dropout
+        dropped = sample_like(torch.rand, y.float(), generator, (len(y),)) < self.label_dropout
         return y.masked_fill(dropped, -1)
 
     def labels(

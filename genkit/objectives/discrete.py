@@ -20,6 +20,7 @@ from genkit.errors import GenkitError
 from genkit.guidance import Guidance, guided
 from genkit.objectives.base import Objective
 from genkit.paths import SCHEDULES, TIMES, Schedule, Times
+from genkit.randomness import sample_like
 from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Noise, Unmasker
 
@@ -101,7 +102,7 @@ class Discrete(Objective):
         """x_t with the prompts of a share `label_dropout` of the rows masked: the unconditional model of guidance."""
         if self.spec.answer is None:
             return x_t
-        dropped = torch.rand((len(x), 1), generator=generator, device=x.device) < self.label_dropout
+        dropped = sample_like(torch.rand, x.float(), generator, (len(x), 1)) < self.label_dropout
         return x_t.masked_fill(dropped & self.prompt(x) & ~self.layout(x), self.mask)
 
     # --- the network --------------------------------------------------------------------------------------
@@ -254,7 +255,7 @@ class Diffused(Discrete):
 
     def corrupt(self, x: Tensor, alpha: Tensor, *, generator: Generator = None) -> tuple[Tensor, Tensor]:
         """x_t (B, N) where each symbol is itself with probability alpha (B,), and where it is noise (B, N) instead."""
-        chance = torch.rand(x.shape, generator=generator, device=x.device)
+        chance = sample_like(torch.rand, x.float(), generator)
         noisy = (chance >= alpha[:, None].to(chance.dtype)) & ~self.given(x)
         return torch.where(noisy, self.noise().draw(x, generator=generator), x), noisy
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ from genkit.objectives.discrete import NEVER, TINY, Diffused
 from genkit.objectives.masked_diffusion import MaskedDiffusion
 from genkit.objectives.rewards import REWARDS, Reward
 from genkit.paths import Schedule, Times
-from genkit.randomness import keyed_generator
+from genkit.randomness import keyed_generator, sample_like
 from genkit.types import Batch, DataSpec, Generator
 from genkit.unmasking import UNMASKERS, Unmasker
 
@@ -225,7 +226,8 @@ class TCSM(MaskedDiffusion):
     @torch.no_grad()
     def prepare(self, batch: Batch, *, generator: Generator = None) -> Batch:
         if self.reward is not None:  # rows of the pool in place of the data
-            drawn = torch.randint(len(self.pool_x), (len(batch),), generator=generator, device=self.device)
+            kind = partial(torch.randint, len(self.pool_x))
+            drawn = sample_like(kind, batch.x.long(), generator, (len(batch),))
             batch = Batch(self.pool_x[drawn], None if self.pool_y is None else self.pool_y[drawn], drawn)
         return super().prepare(batch, generator=generator)
 
@@ -278,7 +280,7 @@ class TCSM(MaskedDiffusion):
                 return Target(
                     everywhere, torch.arange(self.vocabulary, device=x.device).expand_as(p), p, noisy
                 )
-            chance = torch.rand(x.shape, generator=generator, device=x.device).masked_fill(~noisy, -1.0)
+            chance = sample_like(torch.rand, x.float(), generator).masked_fill(~noisy, -1.0)
             places = chance.topk(min(self.places, x.shape[1]), dim=1).indices
             masked = noisy.gather(1, places)
             share = masked * noisy.sum(1, keepdim=True) / masked.sum(1, keepdim=True).clamp(min=1)

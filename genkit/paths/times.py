@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
+from genkit.randomness import sample_like, shuffle_like
 from genkit.registry import Registry
 from genkit.types import Generator
 
@@ -28,7 +29,7 @@ class UniformTimes(Times):
     """t ~ U(0, 1)."""
 
     def __call__(self, like: Tensor, *, generator: Generator = None) -> Tensor:
-        return torch.rand(len(like), generator=generator, dtype=like.dtype, device=like.device)
+        return sample_like(torch.rand, like, generator, (len(like),))
 
 
 @TIMES.register("logit_normal")
@@ -44,7 +45,7 @@ class LogitNormalTimes(Times):
         self.mean, self.std = mean, std
 
     def __call__(self, like: Tensor, *, generator: Generator = None) -> Tensor:
-        normal = torch.randn(len(like), generator=generator, dtype=like.dtype, device=like.device)
+        normal = sample_like(torch.randn, like, generator, (len(like),))
         return torch.sigmoid(self.mean + self.std * normal)
 
 
@@ -56,6 +57,6 @@ class LowDiscrepancyTimes(Times):
     """
 
     def __call__(self, like: Tensor, *, generator: Generator = None) -> Tensor:
-        order = torch.randperm(len(like), generator=generator, device=like.device)
-        first = torch.rand((), generator=generator, dtype=like.dtype, device=like.device)
-        return (first + order.to(like.dtype) / len(like)) % 1
+        order, size = shuffle_like(like, generator)
+        first = sample_like(torch.rand, like, generator, ())
+        return (first + order.to(like.dtype) / size) % 1

@@ -88,7 +88,7 @@ def fit(
     trainer, physical = trainer or TrainerOptions(), options.physical
     quiet()
     objective.setup(split, teacher)
-    module = GenerativeModule(objective, options, seed=seed)
+    module = GenerativeModule(objective, options, seed=seed, draws=trainer.draws)
     last = folder / "checkpoints" / "last.ckpt"
     saved = read_checkpoint(last) if last.exists() else {}
     start = int(saved.get("global_step", 0))

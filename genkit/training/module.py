@@ -12,26 +12,31 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.objectives import Objective
-from genkit.randomness import keyed_generator
+from genkit.randomness import RankGenerator, keyed_generator
 from genkit.training.ahead import Prepared
-from genkit.training.options import TrainingOptions
+from genkit.training.options import Draws, TrainingOptions
 from genkit.types import Batch
 
 
 class GenerativeModule(L.LightningModule):
     """Trains an objective. All draws of a step come from (seed, "train", step, part, rank), also torch's own."""
 
-    def __init__(self, objective: Objective, options: TrainingOptions, *, seed: int = 0) -> None:
+    def __init__(
+        self, objective: Objective, options: TrainingOptions, *, seed: int = 0, draws: Draws = "rank"
+    ) -> None:
         super().__init__()
-        self.objective, self.options, self.seed = objective, options, seed
+        self.objective, self.options, self.seed, self.draws = objective, options, seed, draws
         self.first_bad: Tensor
         self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
 
     def prepare(self, batch: Batch, number: int) -> Prepared:
         """What the step of the number-th batch trains on. It may run in another thread, ahead of the step."""
         step, part = divmod(number, self.options.accumulate)
-        key = (self.seed, "train", step, part, self.global_rank)
-        generator = keyed_generator(*key, device=self.device)
+        key, rank, world = (self.seed, "train", step, part), self.global_rank, self.trainer.world_size
+        if self.draws == "global" and world > 1:
+            generator: torch.Generator = RankGenerator.keyed(*key, rank=rank, world=world, device=self.device)
+        else:
+            generator = keyed_generator(*key, rank, device=self.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # a thread has a device of its own, and autocast too
         with self.trainer.precision_plugin.forward_context():
@@ -44,7 +49,8 @@ class GenerativeModule(L.LightningModule):
         loss = logs["loss"]
         newly_bad = (self.first_bad < 0) & ~torch.isfinite(loss.detach())
         self.first_bad = torch.where(newly_bad, self.global_step, self.first_bad)
-        self.log_dict({name: value.detach() for name, value in logs.items()})
+        together = self.trainer.world_size > 1
+        self.log_dict({name: value.detach() for name, value in logs.items()}, sync_dist=together)
         return loss
 
     def check_finite(self, last_good: str) -> None:

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 from genkit.errors import GenkitError
 
+Draws = Literal["rank", "global"]
+
 
 class Physical(NamedTuple):
     """What the optimizer steps that are really taken go by; see `TrainingOptions.physical`."""
@@ -130,11 +132,15 @@ class TrainingOptions:
 class TrainerOptions:
     """Where training runs, in Lightning's words.
 
-    The global batch and its rows are the same for any number of devices; each device draws noise of its own,
-    and couples within its part of the batch, but for couplings with `scope: global`.
+    The global batch and its rows are the same for any number of devices.
+
+    draws: `rank`, each device draws noise of its own; `global`, each draws for the whole batch and takes its part, so
+        that a run does not depend on the number of devices, but for rounding (dropout excepted). Couplings see their
+        part of the batch; with `scope: global`, all of it.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: int | str = 1
     strategy: str = "auto"
     num_nodes: int = 1
+    draws: Draws = "rank"

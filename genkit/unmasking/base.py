@@ -16,6 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.paths.base import SCHEDULES, Schedule
+from genkit.randomness import sample_like
 from genkit.registry import Registry
 from genkit.types import Generator
 
@@ -40,7 +42,7 @@ class Noise:
         """Noise of the shape of `like`, int64."""
         if self.mask is not None:
             return torch.full_like(like, self.mask)
-        index = torch.randint(len(self.symbols), like.shape, generator=generator, device=like.device)
+        index = sample_like(partial(torch.randint, len(self.symbols)), like, generator)
         return self.symbols[index]
 
     def marks(self, x: Tensor) -> Tensor:
