@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,21 @@ from genkit.backbone import Condition, Head, ModelOptions, Stem, Tokens
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
 from genkit.guidance import Guidance
+from genkit.inversion import INVERTERS, Conditioner, Inverted, Inverter
 from genkit.objectives.base import OBJECTIVES, Objective, finite
 from genkit.types import Batch, DataSpec, Generator, LogProb, Sample, StandardNormal
+
+
+class Decoded(NamedTuple):
+    """x (B, ...) of a code z, log |det dz/dx| (B,), and how each span was inverted, from the noise to the data.
+
+    tokens: tokens that went through the whole stack, of a sample; both branches of guidance count.
+    """
+
+    x: Tensor
+    log_det: Tensor
+    spans: list[Inverted]
+    tokens: float
 
 
 @OBJECTIVES.register("normalizing_flow")
@@ -40,6 +53,8 @@ class NormalizingFlow(Objective):
     clip: log-scales are soft-clipped, a -> clip tanh(a / clip).
     """
 
+    samplers = INVERTERS
+    default_sampler = "sequential"
     source: StandardNormal
 
     def __init__(
@@ -101,37 +116,49 @@ class NormalizingFlow(Objective):
 
     @torch.no_grad()
     def decode(
-        self, z: Tensor, y: Tensor | None = None, *, guidance: Guidance | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The inverse of `forward`, token by token with cached keys and values: x and log |det dz/dx|.
-
-        With guidance the conditional and the unconditional network run as one batch of twice the size, and
-        the log-determinant is that of the guided map.
-        """
-        active = guidance is not None and guidance.active and y is not None
-        both = torch.cat((y, torch.full_like(y, -1))) if active and y is not None else y
-        n, copies = len(z), 2 if active else 1
-        done_share = torch.linspace(0, 1, self.tokens.length, dtype=z.dtype, device=z.device)
-        x = self.tokens.split(z)
-        log_det = x.new_zeros(n)
+        self,
+        z: Tensor,
+        y: Tensor | None = None,
+        *,
+        guidance: Guidance | None = None,
+        inverter: Inverter | str = "sequential",
+    ) -> Decoded:
+        """The inverse of `forward`. With guidance, that of the guided map, and so is its log-determinant."""
+        inverter = INVERTERS.build(inverter)
+        if guidance is not None and (y is None or not guidance.active):
+            guidance = None
+        x, found, passes = self.tokens.split(z), [], 0.0
         for k, span in reversed(list(enumerate(self.parts))):
-            cond = self.condition(copies * n, y=both, span=k)
-            positions = span.order(self.positions)
-            cache = self.backbone.cache(copies * n, self.tokens.length, span.layers)
-            todo = span.order(x)
-            done: list[Tensor] = []
-            for i in range(self.tokens.length):
-                previous = torch.cat([done[-1]] * copies) if done else None
-                h = span.input_at(i, previous, batch=copies * n)
-                h = self.backbone(h, cond, pos=positions[i : i + 1], layers=span.layers, cache=cache)
-                a, mu = span.affine(h, cond)
-                if active and guidance is not None:
-                    (a_c, a_u), (mu_c, mu_u) = a.chunk(2), mu.chunk(2)
-                    a, mu = guidance.combine_affine((a_c, mu_c), (a_u, mu_u), done_share[i])
-                done.append(todo[:, i : i + 1] * torch.exp(a) + mu)
-                log_det = log_det - a.sum((1, 2))
-            x = span.order(torch.cat(done, dim=1))
-        return self.tokens.join(x), log_det
+            found.append(inverter.invert(self.conditioner(k, len(z), y, guidance), span.order(x)))
+            x = span.order(found[-1].x)
+            passes += found[-1].tokens * (span.layers.stop - span.layers.start) / self.backbone.depth
+        log_det = -torch.stack([part.a.sum((1, 2)) for part in found]).sum(0)
+        return Decoded(self.tokens.join(x), log_det, found, passes * (1 if guidance is None else 2))
+
+    def conditioner(
+        self, k: int, batch: int, y: Tensor | None, guidance: Guidance | None = None
+    ) -> Conditioner:
+        """What an inverter asks span k, with its cache of keys and values. With guidance the conditional and the
+        unconditional network run as one batch of twice the size."""
+        span, copies = self.parts[k], 1
+        if guidance is not None and y is not None:
+            y, copies = torch.cat((y, torch.full_like(y, -1))), 2
+        cond = self.condition(copies * batch, y=y, span=k)
+        cache = self.backbone.cache(copies * batch, self.tokens.length, span.layers)
+        pos = span.order(self.positions)
+        done = torch.linspace(0, 1, self.tokens.length, dtype=cond.dtype, device=cond.device)[:, None]
+
+        def affine(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+            cache.filled = start
+            h = span.inputs(x, start, stop).repeat(copies, 1, 1)
+            h = self.backbone(h, cond, pos=pos[start:stop], layers=span.layers, cache=cache)
+            a, mu = span.affine(h, cond)
+            if guidance is None:
+                return a, mu
+            (a_c, a_u), (mu_c, mu_u) = a.chunk(2), mu.chunk(2)
+            return guidance.combine_affine((a_c, mu_c), (a_u, mu_u), done[start:stop])
+
+        return affine
 
     @torch.no_grad()
     def sample(
@@ -144,21 +171,25 @@ class NormalizingFlow(Objective):
         return_log_prob: bool = False,
         generator: Generator = None,
     ) -> Sample:
-        """Inverts noise token by token; after Gaussian augmentation one denoising step follows."""
-        if sampler is not None:
-            raise GenkitError("a normalizing flow is sampled by inversion: it takes no solver and no steps")
+        """Inverts noise, with the inverter `sampler`; after Gaussian augmentation one denoising step follows."""
+        inverter = INVERTERS.build(self.default_sampler if sampler is None else sampler)
         y = self.labels(n, y, guidance, log_prob=return_log_prob)
         if return_log_prob and self.view.sigma:
             raise GenkitError("samples of a model of noised data are denoised: they have no log-probability")
-        active = guidance is not None and guidance.active and y is not None
         z = self.source.sample(torch.empty(n, *self.spec.shape, device=self.device), generator=generator)
-        x, log_det = self.decode(z, y, guidance=guidance)
-        calls, passes = len(self.spans) * self.tokens.length, 2.0 if active else 1.0
-        log_prob = LogProb(self.source.log_prob(z) + log_det, "exact") if return_log_prob else None
+        found = self.decode(z, y, guidance=guidance, inverter=inverter)
+        x, log_prob = found.x, None
+        nfe, tokens = sum(part.calls for part in found.spans), found.tokens
+        if return_log_prob:
+            value = self.source.log_prob(z) + found.log_det
+            if not all(part.exact for part in found.spans):  # then z is not quite the code of x
+                value = self.log_density(x, y)
+                nfe, tokens = nfe + len(self.spans), tokens + self.tokens.length
+            log_prob = LogProb(value, "exact")
         if self.view.sigma:
             x = self.denoise(x, y)
-            calls, passes = calls + 1, passes + 1
-        return Sample(self.view.decode(finite(x)), calls, passes * self.tokens.length, log_prob)
+            nfe, tokens = nfe + len(self.spans), tokens + self.tokens.length
+        return Sample(self.view.decode(finite(x)), nfe, tokens, log_prob)
 
     def denoise(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Tweedie's estimate of the clean data: x + sigma^2 grad_x log p(x | y)."""
@@ -188,16 +219,13 @@ class Span(nn.Module):
         """Tokens (..., L, D) in the order of this span; its own inverse."""
         return tokens.flip(-2) if self.flip else tokens
 
-    def inputs(self, tokens: Tensor) -> Tensor:
-        """(B, L, D) in the span's order -> inputs of the backbone (B, L, W)."""
-        start = (self.start + self.stem.position[0]).expand(len(tokens), 1, -1)
-        return torch.cat((start, self.stem(tokens[:, :-1], slice(1, None))), dim=1)
-
-    def input_at(self, i: int, previous: Tensor | None, *, batch: int) -> Tensor:
-        """The input of slot i alone (B, 1, W), from token i-1 (B, 1, D)."""
-        if previous is None:
-            return (self.start + self.stem.position[0]).expand(batch, 1, -1)
-        return self.stem(previous, slice(i, i + 1))
+    def inputs(self, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Tokens (B, L, D) in the span's order -> inputs of the backbone (B, n, W) of slots start .. stop - 1."""
+        stop = tokens.shape[1] if stop is None else stop
+        h = self.stem(tokens[:, max(start - 1, 0) : stop - 1], slice(max(start, 1), stop))
+        if start > 0:
+            return h
+        return torch.cat(((self.start + self.stem.position[0]).expand(len(tokens), 1, -1), h), dim=1)
 
     def affine(self, h: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         """Log-scale a and shift mu, each (B, L, D)."""
