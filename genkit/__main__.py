@@ -33,6 +33,7 @@ REGISTRIES = {
     "schedules": ("genkit.paths", "SCHEDULES"),
     "unmaskers": ("genkit.unmasking", "UNMASKERS"),
     "guidances": ("genkit.guidance", "GUIDANCES"),
+    "inverters": ("genkit.inversion", "INVERTERS"),
     "datasets": ("genkit.data", "DATASETS"),
     "rewards": ("genkit.objectives.rewards", "REWARDS"),
     "targets": ("genkit.particles", "TARGETS"),
@@ -86,6 +87,10 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     sample.add_argument("--solver", help="see `genkit list solvers`")
     sample.add_argument("--unmasker", help="of discrete models; see `genkit list unmaskers`")
+    sample.add_argument(
+        "--inverter",
+        help="of normalizing flows, such as jacobi or '{name: jacobi, tolerance: 1e-4}'; see `genkit list inverters`",
+    )
     sample.add_argument("--steps", type=int, help="steps of the solver or unmasker")
     sample.add_argument("--temperature", type=float, help="of the unmasker; 0 takes the most probable")
     sample.add_argument(
@@ -238,7 +243,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 def run_sample(arguments: argparse.Namespace) -> None:
     from genkit.compare.pictures import SUFFIXES, save_samples, suffix, writable
-    from genkit.recipe import load
+    from genkit.recipe import load, override
 
     writable(arguments.out or Path("samples.png"), SUFFIXES)
     run = load(arguments.run, device=device(arguments.device))
@@ -253,6 +258,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
             arguments.label,
             solver=arguments.solver,
             unmasker=arguments.unmasker,
+            inverter=arguments.inverter and override({}, [f"inverter={arguments.inverter}"])["inverter"],
             steps=arguments.steps,
             temperature=arguments.temperature,
             top_p=arguments.top_p,
@@ -269,7 +275,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
 
 PARTICLES = ("compose", "beta", "particles", "divide-prior", "control", "model", "resampler", "move")
-OTHERS = ("solver", "unmasker", "temperature", "top-p", "prompt", "task", "guidance")
+OTHERS = ("solver", "unmasker", "inverter", "temperature", "top-p", "prompt", "task", "guidance")
 
 
 def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[str]) -> tuple[Tensor, str]:

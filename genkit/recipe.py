@@ -31,6 +31,7 @@ from genkit.data.base import DATASETS, Codec, Dataset, Shown
 from genkit.errors import GenkitError, choose
 from genkit.files import free_name, write_atomically, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance
+from genkit.inversion import INVERTERS, Inverter
 from genkit.objectives import OBJECTIVES, Objective
 from genkit.particles import Target
 from genkit.particles.expression import build_target
@@ -49,16 +50,17 @@ from genkit.training.callbacks import Report
 from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
 
-Sampler = Solver | Unmasker | str | Mapping[str, Any] | None
+Sampler = Solver | Unmasker | Inverter | str | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a run is sampled when nothing else is said: a solver (flows of pairs) or an unmasker (discrete models),
-    and guidance (a scale, or more)."""
+    """How a run is sampled when nothing else is said: a solver (flows of pairs), an unmasker (discrete models) or an
+    inverter (normalizing flows), and guidance (a scale, or more)."""
 
     solver: Solver | str | None = None
     unmasker: Unmasker | str | None = None
+    inverter: Inverter | str | None = None
     guidance: Guidance | str | float = 1.0
 
     def __post_init__(self) -> None:  # a wrong value must show before training, not after
@@ -66,6 +68,8 @@ class SamplingOptions:
             SOLVERS.build(self.solver)
         if self.unmasker is not None:
             UNMASKERS.build(self.unmasker)
+        if self.inverter is not None:
+            INVERTERS.build(self.inverter)
         if not isinstance(self.guidance, (int, float)):
             GUIDANCES.build(self.guidance)
 
@@ -299,16 +303,19 @@ class Run:
         return self
 
     def sampler(
-        self, *, solver: Sampler = None, unmasker: Sampler = None, **options: float | None
-    ) -> Solver | Unmasker | None:
+        self,
+        *,
+        solver: Sampler = None,
+        unmasker: Sampler = None,
+        inverter: Sampler = None,
+        **options: float | None,
+    ) -> Solver | Unmasker | Inverter | None:
         """What to sample with: what is asked for, over the recipe's, over the objective's own. None where there is no
         choice. `options` (steps, temperature, top_p) that are not None are laid over it."""
         registry, name = self.objective.samplers, self.recipe.config["objective"]["name"]
-        asked = {"solver": solver, "unmasker": unmasker}
+        asked = {"solver": solver, "unmasker": unmasker, "inverter": inverter}
         given = {key: value for key, value in options.items() if value is not None}
-        takes = (
-            "" if registry is None else f"; it takes a {registry.kind}, one of {', '.join(registry.names())}"
-        )
+        takes = "" if registry is None else f"; its {registry.kind} is one of {', '.join(registry.names())}"
         wrong = [kind for kind, value in asked.items() if value is not None]
         wrong = [*wrong, *given] if registry is None else [kind for kind in wrong if kind != registry.kind]
         if wrong:
@@ -331,6 +338,7 @@ class Run:
         *,
         solver: Sampler = None,
         unmasker: Sampler = None,
+        inverter: Sampler = None,
         steps: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -357,7 +365,12 @@ class Run:
                 f"class {int(y.min())} is out of range: classes count from 0 to {(self.spec.classes or 0) - 1}"
             )
         sampler = self.sampler(
-            solver=solver, unmasker=unmasker, steps=steps, temperature=temperature, top_p=top_p
+            solver=solver,
+            unmasker=unmasker,
+            inverter=inverter,
+            steps=steps,
+            temperature=temperature,
+            top_p=top_p,
         )
         known: dict[str, Tensor] = {}
         if prompt is not None or task is not None or self.spec.answer is not None:
