@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import GenkitError, choose
+from genkit.errors import GenkitError, Terminated, choose
+from genkit.processes import rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,11 +216,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except Terminated:
+        print(
+            "genkit: terminated; what was trained is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 143
     return status or 0
 
 
 def fail(message: str) -> int:
-    print(f"genkit: error: {message}", file=sys.stderr)
+    which = f" in process {rank()}" if rank() else ""
+    print(f"genkit: error{which}: {message}", file=sys.stderr)
     return 2
 
 
@@ -236,6 +244,8 @@ def run_train(arguments: argparse.Namespace) -> None:
         run = train(
             recipe, folder, report=lambda step, steps, loss: listener.training(folder.name, step, steps, loss)
         )
+    if rank():
+        return
     environment = run.environment
     hint = f"; try: genkit sample {folder}" if run.objective.generates else ""
     print(f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s{hint}")
@@ -478,8 +488,8 @@ def listening() -> Iterator[Bars]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield Bars(progress, plain=not console.is_terminal)
+    with Progress(*columns, console=console, disable=rank() > 0 or not console.is_terminal) as progress:
+        yield Bars(progress, plain=rank() == 0 and not console.is_terminal)
 
 
 class Bars:

@@ -13,6 +13,10 @@ class GenkitError(ValueError):
     """
 
 
+class Terminated(Exception):
+    """SIGTERM ended a training, whose checkpoint is saved. The command line exits with status 143."""
+
+
 def choose(name: object, names: Iterable[str], what: str) -> GenkitError:
     """The error for an unknown `name`: names the closest valid one and lists all of them."""
     names = sorted(names)

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -28,13 +29,14 @@ from torch import Tensor
 import genkit
 from genkit.backbone import ModelOptions
 from genkit.data.base import DATASETS, Codec, Dataset, Shown
-from genkit.errors import GenkitError, choose
+from genkit.errors import GenkitError, Terminated, choose
 from genkit.files import free_name, write_atomically, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance
 from genkit.inversion import INVERTERS, Inverter
 from genkit.objectives import OBJECTIVES, Objective
 from genkit.particles import Target
 from genkit.particles.expression import build_target
+from genkit.processes import locked, rank
 from genkit.randomness import keyed_generator
 from genkit.registry import (
     how_to_load,
@@ -506,10 +508,14 @@ def train(
 ) -> Run:
     """Trains a recipe in a folder, or goes on with it there; a finished run is loaded as it is.
 
-    Raises GenkitError when the folder holds another run, and KeyboardInterrupt after a stop by Ctrl-C with
-    its checkpoint saved.
+    Of several processes the first writes; all need to see the folder. Raises GenkitError when the folder holds another
+    run, or another process writes to it; KeyboardInterrupt after Ctrl-C, Terminated after SIGTERM, with a checkpoint.
     """
-    folder = Path(folder)
+    with locked(Path(folder)):
+        return _train(recipe, Path(folder), teacher, report)
+
+
+def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | None) -> Run:
     if teacher is None and recipe.teacher is not None:
         teacher = load(recipe.teacher)
     dataset = recipe.dataset()
@@ -540,8 +546,9 @@ def train(
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
     }
-    write_text(folder / "recipe.yaml", recipe.yaml())
-    write_json(folder / "environment.json", environment)
+    if rank() == 0:
+        write_text(folder / "recipe.yaml", recipe.yaml())
+        write_json(folder / "environment.json", environment)
     fitted = fit(
         objective,
         dataset.split("train"),
@@ -552,8 +559,8 @@ def train(
         teacher=teacher.objective if teacher else None,
         report=report,
     )
-    if fitted.interrupted and fitted.steps < options.physical.steps:
-        raise KeyboardInterrupt
+    if fitted.stopped and fitted.steps < options.physical.steps:
+        raise KeyboardInterrupt if fitted.stopped == signal.SIGINT else Terminated
     objective.eval().requires_grad_(False)
     environment |= {
         "finished": True,
@@ -570,8 +577,11 @@ def train(
         "hash": weights_hash(state),
     }
     metadata = {"genkit": json.dumps(about)}  # one entry: safetensors keeps no order among several
-    write_atomically(folder / "model.safetensors", lambda file: file.write(save(state, metadata=metadata)))
-    write_json(folder / "environment.json", environment)
+    if rank() == 0:
+        write_atomically(
+            folder / "model.safetensors", lambda file: file.write(save(state, metadata=metadata))
+        )
+        write_json(folder / "environment.json", environment)
     return Run(folder, recipe, objective, environment)
 
 

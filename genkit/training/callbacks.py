@@ -22,6 +22,7 @@ from torch.nn.utils import get_total_norm
 
 from genkit.errors import GenkitError
 from genkit.files import write_atomically
+from genkit.processes import rank
 from genkit.training.module import GenerativeModule
 
 Report = Callable[[int, int, float], None]  # step, steps, loss
@@ -128,36 +129,46 @@ class Watch(Callback):
         if step % self.every and step != trainer.max_steps:
             return
         assert isinstance(pl_module, GenerativeModule)
-        if int(pl_module.first_bad) >= 0:
+        if pl_module.bad_step >= 0:
             pl_module.check_finite(self.checkpoint.last_good)
         if self.report is not None:
             self.report(step, trainer.max_steps, float(trainer.callback_metrics["loss"]))
 
 
-class StopOnInterrupt(Callback):
-    """The first Ctrl-C ends training after the step under way, with a checkpoint; the second at once."""
+class StopOnSignal(Callback):
+    """The first Ctrl-C or SIGTERM ends training after the step under way, with a checkpoint; the second at once.
+
+    `received` is the signal, None for none, and the same in all processes.
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.interrupted = False
-        self._previous: Any = None
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def stop(signum: int, frame: Any) -> None:
-            if self.interrupted:
+            if self.received is not None:
                 raise KeyboardInterrupt
-            self.interrupted = True
+            self.received = signum
 
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, stop)
+            self._previous = {number: signal.signal(number, stop) for number in self.signals}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        if self.interrupted and ends_step(pl_module, *batch):
+        if not ends_step(pl_module, *batch):
+            return
+        if trainer.world_size > 1:  # a process that stopped alone would leave the others waiting
+            received = torch.tensor(float(self.received or 0), device=pl_module.device)
+            self.received = int(trainer.strategy.reduce(received, reduce_op="max")) or None
+        if self.received is not None:
             trainer.should_stop = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
 
 class CsvLog(Logger):
@@ -174,7 +185,7 @@ class CsvLog(Logger):
                     row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < start
                 ]
                 self.fields = list(reader.fieldnames or self.fields) if kept else self.fields
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if rank() == 0:
             self._write(kept, "w")
 
     @rank_zero_only

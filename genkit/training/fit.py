@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
 from genkit.data.base import KeyedBatches, Split
@@ -26,7 +27,7 @@ from genkit.training.callbacks import (
     CsvLog,
     Report,
     StepCheckpoint,
-    StopOnInterrupt,
+    StopOnSignal,
     Watch,
 )
 from genkit.training.module import GenerativeModule
@@ -35,12 +36,12 @@ from genkit.training.options import TrainerOptions, TrainingOptions
 
 @dataclass
 class Fitted:
-    """How training ended: steps taken, seconds over all resumes, on what device, and whether Ctrl-C ended it."""
+    """How training ended: steps taken, seconds over all resumes, on what device, and the signal that ended it."""
 
     steps: int
     seconds: float
     device: str
-    interrupted: bool
+    stopped: int | None
 
 
 class Loader(L.LightningDataModule):
@@ -93,8 +94,8 @@ def fit(
     saved = read_checkpoint(last) if last.exists() else {}
     start = int(saved.get("global_step", 0))
     checkpoint = StepCheckpoint(last, options.checkpoint_every)
-    interrupt = StopOnInterrupt()
-    callbacks: list[L.Callback] = [checkpoint, interrupt, Watch(checkpoint, report, options.log_every)]
+    stop = StopOnSignal()
+    callbacks: list[L.Callback] = [checkpoint, stop, Watch(checkpoint, report, options.log_every)]
     if options.ema:
         callbacks.append(EMA(physical.ema, physical.kappa))
     if options.clip and options.logical_batch:
@@ -136,19 +137,31 @@ def fit(
         objective.cpu().load_state_dict(state)
     except (RuntimeError, KeyError) as error:
         check_other_model(last, error)
+        check_processes(lightning.world_size, last, error)
         raise
     root = lightning.strategy.root_device
     device = (
         torch.cuda.get_device_name(root) if root.type == "cuda" else f"{root.type} ({platform.machine()})"
     )
     seconds = saved["callbacks"]["StepCheckpoint"]["seconds"]
-    return Fitted(int(saved["global_step"]), seconds, device, interrupt.interrupted)
+    return Fitted(int(saved["global_step"]), seconds, device, stop.received)
 
 
 def check_other_model(path: Path, error: Exception) -> None:
     """Raises GenkitError when weights of the checkpoint did not fit."""
     if "Error(s) in loading state_dict" in str(error):
         raise GenkitError(f"{path} is a checkpoint of another model than the recipe's: {error}") from error
+
+
+def check_processes(world: int, path: Path, error: Exception) -> None:
+    """Raises GenkitError when another process was lost."""
+    of_transport = isinstance(error, DistError) or "gloo" in str(error)
+    if world > 1 and of_transport:
+        reason = str(error).split(". ")[0]
+        raise GenkitError(
+            f"another of the {world} processes ended ({reason}). {path} keeps what was trained until the last "
+            "checkpoint: the same command goes on from there, also with another number of devices"
+        ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -26,8 +26,10 @@ class GenerativeModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.objective, self.options, self.seed, self.draws = objective, options, seed, draws
-        self.first_bad: Tensor
-        self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
+        self.first_bad = torch.tensor(-1)  # no buffer: each process keeps its own
+
+    def on_fit_start(self) -> None:
+        self.first_bad = self.first_bad.to(self.device)
 
     def prepare(self, batch: Batch, number: int) -> Prepared:
         """What the step of the number-th batch trains on. It may run in another thread, ahead of the step."""
@@ -53,9 +55,16 @@ class GenerativeModule(L.LightningModule):
         self.log_dict({name: value.detach() for name, value in logs.items()}, sync_dist=together)
         return loss
 
+    @property
+    def bad_step(self) -> int:
+        """The step at which a loss was not finite, of any process; -1 for none."""
+        if self.trainer.world_size > 1:
+            return int(self.trainer.strategy.reduce(self.first_bad.float(), reduce_op="max"))
+        return int(self.first_bad)
+
     def check_finite(self, last_good: str) -> None:
         """Raises GenkitError when a loss or a weight is not finite; names the step and the checkpoint `last_good`."""
-        step = int(self.first_bad)
+        step = self.bad_step
         weights = torch.stack(torch._foreach_norm([p.detach() for p in self.objective.parameters()]))
         if step < 0 and bool(torch.isfinite(weights).all()):
             return

@@ -99,12 +99,12 @@ def test_a_resumed_run_ends_as_if_never_stopped(
     whole, _, batches = train(tmp_path / "whole", name=name)
     try:
         _, fitted, _ = train(tmp_path / "parts", name=name, before=stop)
-        assert fitted.interrupted
+        assert fitted.stopped == signal.SIGINT
     except Killed:
         pass
     at = saved(tmp_path / "parts")["global_step"]
     resumed, fitted, then = train(tmp_path / "parts", name=name)
-    assert (at, fitted.steps, fitted.interrupted) in ((8, 12, False), (7, 12, False))
+    assert (at, fitted.steps, fitted.stopped) in ((8, 12, None), (7, 12, None))
     assert then == batches[at:]
     assert_equal(whole, resumed)
     one, other = saved(tmp_path / "whole"), saved(tmp_path / "parts")
@@ -151,7 +151,7 @@ def test_a_run_that_was_over_gives_the_averaged_weights_again(tmp_path: Path) ->
     whole, first, _ = train(tmp_path)
     again, fitted, batches = train(tmp_path)
     assert batches == []
-    assert (fitted.steps, fitted.interrupted) == (12, False)
+    assert (fitted.steps, fitted.stopped) == (12, None)
     assert fitted.seconds == pytest.approx(first.seconds, rel=0.5)
     assert_equal(whole, again)
     last = saved(tmp_path)["current_model_state"]

@@ -1,0 +1,222 @@
+"""Real processes: killed, terminated, two in one folder, two that train together."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genkit.objectives import OBJECTIVES
+from genkit.processes import locked, rank
+from genkit.randomness import RankGenerator, keyed_generator
+from genkit.types import Batch
+from tests.objectives.models import build, data_of, split
+
+RECIPE = """
+name: moons
+data: moons
+model: {width: 16, depth: 2, heads: 2, patch: 1}
+objective: {name: flow_matching, coupling: {name: ot, scope: global}, times: low_discrepancy}
+training: {steps: 400, batch_size: 64, log_every: 1, checkpoint_every: 1, ema: 0.9}
+trainer: {accelerator: cpu, draws: global}
+"""
+TWO = ("trainer.devices=2", "trainer.strategy=ddp")
+PATIENCE = 240  # seconds until a process counts as hung
+
+
+def command(recipe: Path, out: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "genkit", "train", str(recipe), "--out", str(out), *overrides]
+
+
+def finish(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    recipe, out, *overrides = arguments
+    call = command(Path(recipe), Path(out), *map(str, overrides))
+    return subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+@contextmanager
+def started(recipe: Path, out: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+    """A training that has written the checkpoint of a later step than there was."""
+    before = step(out)
+    with subprocess.Popen(
+        command(recipe, out, *overrides), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            waited = time.monotonic() + PATIENCE
+            while step(out) <= before and process.poll() is None:
+                assert time.monotonic() < waited, "no checkpoint was written"
+                time.sleep(0.01)
+            yield process
+        finally:
+            process.kill()
+
+
+def step(out: Path) -> int:
+    path = out / "checkpoints" / "last.ckpt"
+    return int(torch.load(path, weights_only=True)["global_step"]) if path.exists() else 0
+
+
+def losses(out: Path) -> torch.Tensor:
+    with (out / "metrics.csv").open(newline="") as file:
+        return torch.tensor([float(row["loss"]) for row in csv.DictReader(file)])
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    a, b = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return max(float((a[key] - b[key]).abs().max()) for key in a)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "moons.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert finish(recipe, out).returncode == 0
+    return out
+
+
+# --- one process --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_ends_as_if_never_killed(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """It writes a checkpoint each step, so most of its time is within the writing of one."""
+    out = tmp_path / "parts"
+    for _ in range(3):
+        with started(recipe, out) as process:
+            process.send_signal(signal.SIGKILL)
+            assert process.wait(PATIENCE) == -signal.SIGKILL
+    assert finish(recipe, out).returncode == 0
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert torch.equal(losses(out), losses(whole))
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_with_a_status_of_its_own(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    with started(recipe, out, "training.checkpoint_every=7") as process:
+        process.terminate()
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+    assert "the same command goes on from there" in err
+    assert 0 < step(out) < 400
+    assert finish(recipe, out).returncode == 0
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_second_process_in_a_folder_stops_and_names_the_first(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with started(recipe, out, "training.steps=100000") as process:
+        second = finish(recipe, out, "training.steps=100000")
+        assert process.poll() is None
+    assert second.returncode == 2
+    assert f"process {process.pid} on" in second.stderr
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """Also when nobody took it back."""
+    code = (
+        "import os; from pathlib import Path; from genkit.processes import locked\n"
+        f"with locked(Path({str(tmp_path)!r})): os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+    with locked(tmp_path):
+        assert json.loads((tmp_path / ".holder.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / ".holder.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, 0),
+        ({"RANK": "3", "LOCAL_RANK": "0"}, 3),
+        ({"SLURM_JOB_ID": "1", "SLURM_PROCID": "2"}, 2),
+        ({"SLURM_PROCID": "2"}, 0),
+        ({"LOCAL_RANK": "1"}, 1),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, 1),
+    ],
+)
+def test_who_is_first_is_known_before_processes_meet(
+    given: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "SLURM_JOB_ID", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert rank() == expected
+
+
+# --- several processes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_parts_of_a_batch_draw_what_the_whole_batch_draws(name: str) -> None:
+    """The mean of the losses of two processes is the loss of one."""
+    model = build(name, data_of(name)[0])
+    data = split(model.spec)
+
+    def loss(rows: slice, generator: torch.Generator) -> torch.Tensor:
+        index = torch.arange(16)[rows]
+        prepared = model.prepare(Batch(*data.take(index), index), generator=generator)
+        return model.loss(prepared, generator=generator)["loss"].detach()
+
+    parts = [
+        loss(slice(8 * r, 8 * r + 8), RankGenerator.keyed(0, "train", 5, rank=r, world=2)) for r in range(2)
+    ]
+    torch.testing.assert_close(sum(parts) / 2, loss(slice(0, 16), keyed_generator(0, "train", 5, 0)))
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """The same losses and weights but for rounding: batches, noise, times and an optimal transport over all rows."""
+    out = tmp_path / "two"
+    done = finish(recipe, out, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("400 steps in") == 1
+    torch.testing.assert_close(losses(out), losses(whole), rtol=1e-3, atol=1e-3)
+    assert largest_difference(out, whole) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_process_that_dies_ends_the_run_which_goes_on(
+    recipe: Path, whole: Path, devices: int, tmp_path: Path
+) -> None:
+    """With as many processes as before, or another number."""
+    out = tmp_path / "run"
+    with started(recipe, out, *TWO) as process:
+        (other,) = children(process.pid)
+        os.kill(other, signal.SIGKILL)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert "another of the 2 processes ended" in err
+    assert 0 < step(out) < 400
+    assert finish(recipe, out, *(TWO if devices == 2 else ())).returncode == 0
+    assert largest_difference(out, whole) < 1e-3
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started."""
+    found = Path(f"/proc/{pid}/task/{pid}/children")
+    if not found.exists():
+        pytest.skip("the children of a process are not known here")
+    return [int(child) for child in found.read_text().split()]
