@@ -28,6 +28,7 @@ KINDS = {
     "schedule": ("paths", "SCHEDULE_LAWS"),
     "times": ("paths", "TIMES_LAWS"),
     "guidance": ("guidance", "LAWS"),
+    "inverter": ("inversion", "LAWS"),
     "unmasker": ("unmasking", "LAWS"),
     "dataset": ("data", "LAWS"),
     "metric": ("metrics", "LAWS"),
@@ -41,6 +42,7 @@ __all__ = [
     "check_coupling",
     "check_dataset",
     "check_guidance",
+    "check_inverter",
     "check_metric",
     "check_objective",
     "check_path",
@@ -88,6 +90,7 @@ check_solver = partial(check, "solver")
 check_path = partial(check, "path")
 check_objective = partial(check, "objective")
 check_guidance = partial(check, "guidance")
+check_inverter = partial(check, "inverter")
 check_unmasker = partial(check, "unmasker")
 check_dataset = partial(check, "dataset")
 check_metric = partial(check, "metric")

@@ -137,6 +137,23 @@ class CLASS(Guidance):
         excess = (self.scale - 1) * (t >= self.start)
         return conditional + excess * (conditional - unconditional)
 ''',
+    "inverter": '''
+"""The inverter `NAME` of autoregressive flows: which tokens are solved for at once."""
+
+from genkit.inversion import INVERTERS, Inverted, Inverter
+
+
+@INVERTERS.register("NAME")
+class CLASS(Inverter):
+    """What it does, in one line; here all tokens at once, as many times as there are tokens."""
+
+    def invert(self, conditioner, z):
+        x, length = z.clone(), z.shape[1]
+        for _ in range(length):
+            a, mu = conditioner(x, 0, length)
+            x = z * a.exp() + mu
+        return Inverted(x, a, calls=length, tokens=length**2, exact=True)
+''',
     "unmasker": '''
 """The unmasker `NAME`: which symbols of a discrete model are revealed first."""
 

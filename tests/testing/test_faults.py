@@ -15,6 +15,8 @@ from genkit.couplings.ot import OptimalTransport
 from genkit.couplings.weighted import Weighted
 from genkit.data.base import Dataset, Shown, TensorSplit
 from genkit.guidance.classifier_free import ClassifierFree
+from genkit.inversion.jacobi import Jacobi
+from genkit.inversion.sequential import Sequential
 from genkit.metrics.base import Mean, TwoSample
 from genkit.metrics.energy_distance import EnergyDistance
 from genkit.metrics.sample_entropy import SampleEntropy
@@ -502,6 +504,70 @@ class Overwrites(ClassifierFree):
     def combine(self, conditional, unconditional, t):
         unconditional *= 1 - self.scale
         return unconditional.add_(self.scale * conditional)
+
+
+# inverters
+
+
+@breaks("inverter", "it inverts")
+class ForgetsTheScale(Sequential):
+    def invert(self, conditioner, z):
+        found = super().invert(conditioner, z)
+        return found._replace(x=found.x - z * found.a.exp() + z)
+
+
+@breaks("inverter", "it inverts")
+class Sloppy(Jacobi):
+    def invert(self, conditioner, z):
+        self.tolerance = 1e-2
+        return super().invert(conditioner, z)
+
+
+@breaks("inverter", "log scales are those of x")
+class ScalesOfTheFirstPass(Jacobi):
+    def invert(self, conditioner, z):
+        return super().invert(conditioner, z)._replace(a=conditioner(z, 0, z.shape[1])[0])
+
+
+@breaks("inverter", "calls and tokens are counted")
+class CountsOnePass(Jacobi):
+    def invert(self, conditioner, z):
+        return super().invert(conditioner, z)._replace(tokens=z.shape[1])
+
+
+@breaks("inverter", "exact is exact")
+class ClaimsExactness(Jacobi):
+    def invert(self, conditioner, z):
+        return super().invert(conditioner, z)._replace(exact=True)
+
+
+@breaks("inverter", "one token takes one call")
+class AsksTwice(Sequential):
+    def invert(self, conditioner, z):
+        conditioner(z, 0, z.shape[1])
+        return super().invert(conditioner, z)
+
+
+@breaks("inverter", "rows are inverted one by one")
+class OfTheMean(Sequential):
+    def invert(self, conditioner, z):
+        return super().invert(conditioner, z - z.mean(0))
+
+
+@breaks("inverter", "the input is left alone and nothing is kept")
+class InvertsInPlace(Sequential):
+    def invert(self, conditioner, z):
+        found = super().invert(conditioner, z)
+        z.copy_(found.x)
+        return found
+
+
+@breaks("inverter", "a tolerance that is not reached is refused")
+class TakesWhatItGets(Jacobi):
+    def invert(self, conditioner, z):
+        if self.cap is not None:
+            self.tolerance = 0.0
+        return super().invert(conditioner, z)
 
 
 # unmaskers

@@ -18,6 +18,8 @@ MORE: list[tuple[str, str, dict[str, Any]]] = [
     ("coupling", "distilled", {"noise": 0.1, "spread": 0.5}),
     ("grid", "power", {"exponent": 0.5}),
     ("guidance", "classifier_free", {"scale": 3.0, "annealed": True}),
+    ("inverter", "gauss_seidel_jacobi", {"block": 3}),
+    ("inverter", "jacobi", {"tolerance": 0.0}),
     ("objective", "flow_matching", {"coupling": "ot", "path": "cosine"}),
     ("objective", "discrete_flow_matching", {"source": "uniform"}),
     ("path", "bridge", {"sigma": 0.0}),
