@@ -30,8 +30,13 @@ def median_seconds(call: Callable[[], Any], *, repeats: int = 20, warmup: int = 
     return statistics.median(seconds), high - low
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(
+    description: str, extend: Callable[[argparse.ArgumentParser], Any] | None = None
+) -> argparse.Namespace:
+    """`extend` adds arguments of a script's own."""
     parser = argparse.ArgumentParser(description=description)
+    if extend is not None:
+        extend(parser)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(

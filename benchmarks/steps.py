@@ -26,6 +26,7 @@ ARMS = {
 SAMPLERS = {
     "solver": [{"name": "euler", "steps": 1}, {"name": "heun", "steps": 8}],
     "unmasker": [{"name": "ancestral", "steps": 1}, {"name": "confidence", "steps": 8}],
+    "inverter": [{"name": "sequential"}],
 }
 BATCH, SAMPLES = 128, 64
 
@@ -69,7 +70,7 @@ def main() -> None:
                     "train step, ms": 1e3 * train,
                     "iqr, ms": 1e3 * spread,
                     "of it pairs, %": 100 * prepared / train,
-                    "sampler": f"{sampler['name']} x{sampler['steps']}" if sampler else "token by token",
+                    "sampler": " x".join(map(str, sampler.values())) if sampler else "token by token",
                     f"sampling {SAMPLES}, ms": 1e3 * sampling,
                 }
             )
