@@ -277,9 +277,15 @@ def test_wrong_sampling(capsys, compared, tmp_path, monkeypatch, arguments, word
     assert not list(tmp_path.iterdir())
 
 
-def test_a_flow_takes_no_solver(capsys, compared, tmp_path):
-    argv = ["sample", str(compared / "nf"), "--steps", "4", "--out", str(tmp_path / "x.png")]
-    refused(capsys, argv, "takes no steps")
+def test_a_flow_takes_an_inverter(capsys, compared, tmp_path):
+    nf = ["sample", str(compared / "nf"), "-n", "4", "--out", str(tmp_path / "x.npy")]
+    refused(capsys, [*nf, "--steps", "4"], "no option 'steps'")
+    refused(capsys, [*nf, "--solver", "heun"], "takes no solver; its inverter is one of auto, ")
+    cap = "{name: jacobi, tolerance: 1e-12, cap: 1}"
+    refused(capsys, [*nf, "--inverter", cap], "has not converged: after 1 passes", "inverter sequential")
+    assert not list(tmp_path.iterdir())
+    assert main([*nf, "--inverter", "{name: jacobi, tolerance: 1e-6}"]) == 0
+    assert "network calls in sequence" in capsys.readouterr().out
 
 
 def test_output_under_a_regular_file(capsys, compared, tmp_path):
