@@ -104,6 +104,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ),
         ({"sampling": {"solver": "hune"}}, "no solver 'hune'; did you mean 'heun'?"),
         ({"sampling": {"solver": {"name": "heun", "steps": 0}}}, "at least 1 step, not 0"),
+        ({"sampling": {"inverter": {"name": "jacobi", "cap": 0}}}, "cap must be at least 1, not 0"),
         ({"sampling": {"guidance": {"name": "clasifier_free"}}}, "did you mean 'classifier_free'?"),
         ({"seed": -1}, "seed must be a whole number from 0 up, not -1"),
         ({"seed": "one"}, "seed must be a whole number"),

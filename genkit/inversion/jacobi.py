@@ -58,8 +58,9 @@ class GaussSeidelJacobi(Inverter):
             if start + 1 == stop or (self.tolerance > 0 and bool(residual <= self.tolerance)):
                 return start + 1 - first
         if self.tolerance > 0:
+            passes = "1 pass" if cap == 1 else f"{cap} passes"
             raise GenkitError(
-                f"the inversion has not converged: after {cap} passes over {n} tokens, sum dx^2 / sum x^2 of the worst "
+                f"the inversion has not converged: after {passes} over {n} tokens, sum dx^2 / sum x^2 of the worst "
                 f"sample is {float(residual):.2g}, above the tolerance {self.tolerance:g}; raise cap ({n} is always "
                 "enough), or use the inverter sequential"
             )

@@ -23,7 +23,7 @@ class Objective(nn.Module, abc.ABC):
     """A backbone with the stems and heads of one family of models, its loss, and its ways to sample.
 
     spec: of the data. model: of the backbone. The other arguments of a class are its options in a recipe.
-    samplers: the registry of what samples are made with (solvers, unmaskers); None where there is no choice.
+    samplers: the registry of what samples are made with (solvers, unmaskers, inverters); None where there is no choice.
     default_sampler: what they are made with when nothing is said.
     generates: whether it makes samples; a codec does not.
     """

@@ -123,7 +123,8 @@ class NormalizingFlow(Objective):
         guidance: Guidance | None = None,
         inverter: Inverter | str = "sequential",
     ) -> Decoded:
-        """The inverse of `forward`. With guidance, that of the guided map, and so is its log-determinant."""
+        """The inverse of `forward`, to the tolerance of the inverter. With guidance it is the guided map that is
+        inverted, and the log-determinant is of that."""
         inverter = INVERTERS.build(inverter)
         if guidance is not None and (y is None or not guidance.active):
             guidance = None
