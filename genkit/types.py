@@ -198,23 +198,63 @@ class Velocity(Protocol):
     def __call__(self, t: Tensor, x: Tensor, /) -> Tensor: ...
 
 
+Prediction = Literal["velocity", "data", "noise", "score"]
+
+
 @dataclass
 class Field:
-    """A velocity with what can be derived from it on a Gaussian-form path.
+    """What a model predicts, as a field of velocity, with all that can be derived on a Gaussian-form path.
 
-    With (x, v) = (alpha x1 + sigma x0, d_alpha x1 + d_sigma x0) and det = alpha d_sigma - sigma d_alpha:
-    E[x1|x] = (d_sigma x - sigma v) / det,  E[x0|x] = (alpha v - d_alpha x) / det,  score = -E[x0|x] / sigma.
+    With x = alpha x1 + sigma x0, v = d_alpha x1 + d_sigma x0 and det = alpha d_sigma - sigma d_alpha, the expectations
+    D of x1 and E of x0 given x follow from any one of them:
 
+        from v:  D = (d_sigma x - sigma v) / det,  E = (alpha v - d_alpha x) / det
+        from D:  E = (x - alpha D) / sigma         (not where sigma = 0, at the data)
+        from E:  D = (x - sigma E) / alpha         (not where alpha = 0, at the source)
+        score = -E / sigma,  v = d_alpha D + d_sigma E
+
+    predict: f(t, x), by default the velocity. kind: what it predicts.
     coefficients: those of the path; None leaves velocity alone.
     no_score: why the score is not valid (None when it is: Gaussian source and independent coupling).
     """
 
-    velocity: Velocity
+    predict: Velocity
     coefficients: Callable[[Tensor], Coefficients] | None = None
     no_score: str | None = "only the velocity of this field is known"
+    kind: Prediction = "velocity"
+
+    def __post_init__(self) -> None:
+        if self.kind != "velocity" and self.coefficients is None:
+            raise GenkitError(f"a prediction of {self.kind} is a field on a path only: give its coefficients")
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.velocity(t, x)
+        if self.kind == "velocity":
+            return self.predict(t, x)
+        data, noise = self.endpoints(t, x)
+        at = self._at(t)
+        return at.d_alpha * data + at.d_sigma * noise
+
+    def undefined(self, t: Tensor) -> str | None:
+        """Why the prediction gives no velocity at t (on the CPU), None where it does."""
+        if self.kind == "velocity":
+            return None
+        at = self._at(t)
+        name, value = ("sigma", at.sigma) if self.kind == "data" else ("alpha", at.alpha)
+        if float(value) > 0:
+            return None
+        return f"a prediction of {self.kind} gives no velocity at t={float(t):g}, where {name} is 0"
+
+    def endpoints(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E[x1 | x_t = x] and E[x0 | x_t = x], from one prediction."""
+        alpha, sigma, d_alpha, d_sigma = self._at(t)
+        found = self.predict(t, x)
+        if self.kind == "velocity":
+            det = alpha * d_sigma - sigma * d_alpha
+            return (d_sigma * x - sigma * found) / det, (alpha * found - d_alpha * x) / det
+        if self.kind == "data":
+            return found, (x - alpha * found) / sigma
+        noise = found if self.kind == "noise" else -sigma * found
+        return (x - sigma * noise) / alpha, noise
 
     @property
     def gives(self) -> frozenset[str]:
@@ -227,13 +267,11 @@ class Field:
 
     def data(self, t: Tensor, x: Tensor) -> Tensor:
         """E[x1 | x_t = x]."""
-        alpha, sigma, d_alpha, d_sigma = self._at(t)
-        return (d_sigma * x - sigma * self(t, x)) / (alpha * d_sigma - sigma * d_alpha)
+        return self.predict(t, x) if self.kind == "data" else self.endpoints(t, x)[0]
 
     def noise(self, t: Tensor, x: Tensor) -> Tensor:
         """E[x0 | x_t = x]."""
-        alpha, sigma, d_alpha, d_sigma = self._at(t)
-        return (alpha * self(t, x) - d_alpha * x) / (alpha * d_sigma - sigma * d_alpha)
+        return self.predict(t, x) if self.kind == "noise" else self.endpoints(t, x)[1]
 
     def score(self, t: Tensor, x: Tensor) -> Tensor:
         """grad_x log p_t(x)."""

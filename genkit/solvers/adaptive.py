@@ -34,7 +34,7 @@ class Adaptive(OneStep):
         import torch
         from torchdiffeq import odeint
 
-        times = torch.stack((t, t + dt))
+        times = torch.stack((t, t + dt)).to(x)
         low, high = times.min(), times.max()
 
         def inside(s: Tensor, z: Tensor) -> Tensor:  # the guess of a first step may look beyond the interval

@@ -87,9 +87,10 @@ class Solver(abc.ABC):
         gives = field.gives if isinstance(field, Field) else frozenset({"velocity"})
         if missing := self.needs - gives:
             why = f" ({field.no_score})" if isinstance(field, Field) and "score" in missing else ""
+            able = [name for name in SOLVERS.names() if SOLVERS.get(name).needs <= gives]
             raise GenkitError(
-                f"{type(self).__name__} needs {', '.join(sorted(missing))}, which this field cannot give{why}; "
-                "euler, midpoint, heun and rk4 need velocity only"
+                f"{SOLVERS.name_of(self)} needs {', '.join(sorted(missing))}, which this field cannot give{why}; "
+                f"these can be used: {', '.join(able)}"
             )
         nodes = self.times(field) if times is None else times
         if nodes.ndim != 1 or len(nodes) < 2:
@@ -97,7 +98,7 @@ class Solver(abc.ABC):
         steps = nodes.diff()
         if not (bool((steps > 0).all()) or bool((steps < 0).all())):
             raise GenkitError(f"times must be strictly monotone, not {nodes.tolist()}")
-        nodes = nodes.to(device=x.device, dtype=x.dtype)
+        nodes = nodes.to("cpu", torch.float64)  # what methods compute from times needs no wait for the device
 
         counted = Counter(field)
         state = self.init(counted, x, generator=generator)
@@ -135,26 +136,51 @@ class OneStep(Solver):
 
 
 class Counter:
-    """A field that counts its evaluations and hands on what else the field gives."""
+    """The field that methods are given: it counts evaluations, and takes times as the nodes have them, in float64 on
+    the CPU, to where x is."""
 
     def __init__(self, field: Velocity) -> None:
-        self.field, self.calls = field, 0
+        self.field: Any = field
+        self.calls = 0
+
+    def _on(self, t: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return t.to(x)
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.field(t, x)
+        if isinstance(self.field, Field) and (why := self.field.undefined(t)):
+            able = [name for name in SOLVERS.names() if SOLVERS.get(name).needs == {"data", "noise"}]
+            data = f"end before it, or take euler, {', '.join(able)}"
+            noise = "start after it, or take a path with alpha(0) > 0, such as variance_preserving"
+            raise GenkitError(f"{why}: {data if self.field.kind == 'data' else noise}")
+        return self.field(self._on(t, x), x)
+
+    def endpoints(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.field.endpoints(self._on(t, x), x)
 
     def data(self, t: Tensor, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.field.data(t, x)  # type: ignore[attr-defined]
+        return self.field.data(self._on(t, x), x)
 
     def noise(self, t: Tensor, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.field.noise(t, x)  # type: ignore[attr-defined]
+        return self.field.noise(self._on(t, x), x)
 
     def score(self, t: Tensor, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.field.score(t, x)  # type: ignore[attr-defined]
+        return self.field.score(self._on(t, x), x)
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Of the field's path."""
+        return self.field.coefficients(t)
+
+
+def time_of(coefficients: Callable[[Tensor], Coefficients], ratio: Tensor) -> Tensor:
+    """The times in [0, 1] at which sigma / alpha, which falls, is `ratio` (...): float64, by bisection."""
+    low, high = torch.zeros_like(ratio, dtype=torch.float64), torch.ones_like(ratio, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        alpha, sigma, _, _ = coefficients(middle)
+        noisier = sigma > ratio * alpha
+        low, high = torch.where(noisier, middle, low), torch.where(noisier, high, middle)
+    return (low + high) / 2
 
 
 SOLVERS = Registry(Solver, "solver", "genkit.solvers")

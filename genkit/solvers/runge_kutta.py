@@ -29,14 +29,19 @@ class RungeKutta(OneStep):
             raise TypeError(f"{cls.__name__}: b must sum to 1")
 
     def advance(self, field: Velocity, t: Tensor, dt: Tensor, x: Tensor) -> Tensor:
-        slopes: list[Tensor] = []
-        for row in self.a:
+        return self.from_slope(field, t, dt, x, field(t, x))
+
+    @classmethod
+    def from_slope(cls, field: Velocity, t: Tensor, dt: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+        """A step whose first slope, f(t, x), is known."""
+        slopes = [slope]
+        for row in cls.a[1:]:
             stage = x
             for weight, k in zip(row, slopes, strict=True):
                 if weight:
                     stage = stage + (weight * dt) * k
             slopes.append(field(t + sum(row) * dt, stage))
-        for weight, k in zip(self.b, slopes, strict=True):
+        for weight, k in zip(cls.b, slopes, strict=True):
             if weight:
                 x = x + (weight * dt) * k
         return x
@@ -67,6 +72,18 @@ class Heun(RungeKutta):
     order = 2
     a = ((), (1.0,))
     b = (1 / 2, 1 / 2)
+
+
+@SOLVERS.register("ralston")
+class Ralston(RungeKutta):
+    """Ralston's method: the one of order 2 and two evaluations a step with the least bound on its truncation error.
+
+    Ralston 1962, https://doi.org/10.1090/S0025-5718-1962-0150954-0.
+    """
+
+    order = 2
+    a = ((), (2 / 3,))
+    b = (1 / 4, 3 / 4)
 
 
 @SOLVERS.register("rk4")

@@ -69,7 +69,17 @@ def test_the_likelihood_of_a_mixture() -> None:
     assert errors[1] < 1e-4
 
 
-@pytest.mark.parametrize("solver", SOLVERS.names())
+PLAIN = [name for name in SOLVERS.names() if SOLVERS.get(name).needs <= {"velocity"}]
+
+
+@pytest.mark.parametrize("solver", sorted({*SOLVERS.names()} - {*PLAIN}))
+def test_the_likelihood_is_along_the_velocity(solver: str) -> None:
+    """A method that takes more of a field, or has noise of its own, does not follow the flow alone."""
+    with pytest.raises(GenkitError, match="which this field cannot give; these can be used: .*rk4"):
+        flow(oracle=GaussianFlow.example()).log_prob(points(), sampler=solver)
+
+
+@pytest.mark.parametrize("solver", PLAIN)
 def test_the_likelihood_by_every_solver(solver: str) -> None:
     oracle, x = GaussianFlow.example(), points()
     adaptive = issubclass(SOLVERS.get(solver), Adaptive)

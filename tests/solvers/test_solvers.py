@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.solvers import GRIDS, SOLVERS, Solver, State
+from genkit.solvers import GRIDS, SOLVERS
 from genkit.solvers.adaptive import Adaptive
 from genkit.solvers.runge_kutta import RungeKutta
 from genkit.testing.solvers import curved, slope, solution
@@ -27,14 +27,14 @@ START = torch.linspace(0.4, 1.5, 5, dtype=torch.float64)[:, None]
 @pytest.mark.parametrize("grid", GRIDS.names())
 @pytest.mark.parametrize("name", [name for name in FIXED if name in PLAIN])
 def test_error_falls_with_the_declared_order(name: str, grid: str) -> None:
-    steps, errors = (32, 64, 128, 256), []
+    steps, errors = (64, 128, 256, 512), []
     for n in steps:
         solver = SOLVERS.build(name, steps=n, grid=grid)
         states = solver.solve(curved, START, keep=True).trajectory  # all of it: at the end errors may cancel
         exact = [solution(START, t) for t in solver.times().tolist()]
         errors.append(float((torch.stack(states) - torch.stack(exact)).abs().max()))
     order = SOLVERS.get(name).order
-    assert slope(steps, tuple(errors)) > order - 0.15
+    assert slope(steps, tuple(errors)) > order - 0.2
     if grid == "uniform":  # on others leading terms may cancel, so that the order looks higher
         assert slope(steps, tuple(errors)) < order + 0.15
 
@@ -138,21 +138,11 @@ def test_one_time_is_no_interval(times: list[float]) -> None:
         SOLVERS.build("euler").solve(curved, START, times=torch.tensor(times))
 
 
-class Ancestral(Solver):
-    """A stand-in for a method that needs the score."""
-
-    order = 1
-    needs = frozenset({"velocity", "score"})
-
-    def step(self, field, t, t_next, state, *, generator=None):
-        return State(state.x + (t_next - t) * field.score(t, state.x))
-
-
 def test_a_method_gets_what_it_needs_or_says_why_not() -> None:
     flow, x = GaussianFlow.example(), torch.randn(3, 2, dtype=torch.float64)
-    solver = Ancestral(steps=4)
+    solver = SOLVERS.build("ancestral", steps=4)
     assert solver.solve(flow.field(), x).nfe == 4
-    with pytest.raises(GenkitError, match="needs score.*euler, midpoint, heun and rk4 need velocity only"):
+    with pytest.raises(GenkitError, match="ancestral needs.*score.*these can be used: .*euler.*heun"):
         solver.solve(flow.velocity, x)
     with pytest.raises(GenkitError, match="the coupling is ot"):
         solver.solve(Field(flow.velocity, flow.path.coefficients, "the coupling is ot"), x)
