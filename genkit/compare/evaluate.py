@@ -23,6 +23,7 @@ from genkit.compare.control import Control, controlled
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError
 from genkit.guidance import GUIDANCES, Guidance
+from genkit.inversion import Inverter
 from genkit.metrics import Judge, Scorer
 from genkit.objectives import Objective
 from genkit.randomness import keyed_generator
@@ -246,7 +247,7 @@ def measured(
     run: Run,
     options: EvaluationOptions,
     judge: Judge,
-    sampler: Solver | Unmasker | None,
+    sampler: Solver | Unmasker | Inverter | None,
     y: Tensor | None,
     **labels: Any,
 ) -> tuple[dict[str, Any], Tensor]:
@@ -308,7 +309,9 @@ def showing_pairs(run: Run, x: Tensor, name: str) -> tuple[dict[str, Tensor], di
     return tensors, texts
 
 
-def samplers(run: Run, options: EvaluationOptions) -> Sequence[tuple[int | None, Solver | Unmasker | None]]:
+def samplers(
+    run: Run, options: EvaluationOptions
+) -> Sequence[tuple[int | None, Solver | Unmasker | Inverter | None]]:
     """(steps, sampler) of each point that is measured; steps None where their number is the model's own."""
     if run.objective.samplers is SOLVERS:
         return [(steps, run.sampler(solver=options.solver, steps=steps)) for steps in options.steps]
@@ -346,7 +349,7 @@ def noise(run: Run, options: EvaluationOptions, start: int) -> torch.Generator:
 def sample_in_batches(
     run: Run,
     options: EvaluationOptions,
-    sampler: Solver | Unmasker | None,
+    sampler: Solver | Unmasker | Inverter | None,
     y: Tensor | None,
     *,
     count: int,
