@@ -31,6 +31,7 @@ class FashionMNIST(Dataset):
     root: folder with the four idx files (train-images-idx3-ubyte and so on), plain or .gz. Without it, they
     are looked for in /usr/share/datasets/fashion-mnist and data/fashion-mnist, then fetched from the hub
     through `datasets`. The order of rows is that of the publication, whatever they come from.
+    n_train: the first so many rows to train on; null for all. Classes are well mixed in any part of them.
 
     Xiao, Rasul and Vollgraf 2017 (https://arxiv.org/abs/1708.07747).
     Raises GenkitError for a root without the files, a damaged file (named), and when they are nowhere.
@@ -38,7 +39,10 @@ class FashionMNIST(Dataset):
 
     spec = DataSpec("fashion_mnist", (1, 28, 28), levels=256, classes=10, class_names=NAMES)
 
-    def __init__(self, root: str | None = None) -> None:
+    def __init__(self, root: str | None = None, n_train: int | None = None) -> None:
+        if n_train is not None and not 1 <= n_train <= 60_000:
+            raise GenkitError(f"fashion_mnist: n_train must be from 1 to 60000 or null, not {n_train}")
+        self.n_train = n_train
         self.root = None if root is None else Path(root)
         if self.root is not None:
             for part in ("train", "test"):
@@ -48,8 +52,14 @@ class FashionMNIST(Dataset):
         places = [Path(place) for place in PLACES] if self.root is None else [self.root]
         for place in places:
             if self.root is not None or place.is_dir():
-                return self._read(place, name)
-        return _from_hub(name)
+                return self._part(self._read(place, name), name)
+        return self._part(_from_hub(name), name)
+
+    def _part(self, split: Split, name: str) -> Split:
+        if name != "train" or self.n_train is None:
+            return split
+        x, y = split.take(torch.arange(min(self.n_train, len(split))))
+        return TensorSplit(x.to(torch.uint8), y)
 
     def _read(self, place: Path, name: str) -> TensorSplit:
         images, labels = _files(place, name)
