@@ -26,8 +26,9 @@ from genkit.backbone import Head, ModelOptions, twice_differentiable
 from genkit.data.base import Encoded, Split
 from genkit.errors import GenkitError
 from genkit.objectives.base import OBJECTIVES, Beside
-from genkit.objectives.flow import Divergence, Flow
+from genkit.objectives.flow import Flow
 from genkit.objectives.flow_matching import FlowMatching
+from genkit.objectives.likelihood import Divergence
 from genkit.paths import Path, Times
 from genkit.randomness import keyed_generator
 from genkit.solvers import Solver

@@ -15,8 +15,8 @@ from genkit.couplings import COUPLINGS
 from genkit.data.base import TensorSplit
 from genkit.data.densities import DensitySource
 from genkit.errors import GenkitError
-from genkit.objectives.flow import with_divergence
 from genkit.objectives.flow_matching import FlowMatching
+from genkit.objectives.likelihood import with_divergence
 from genkit.paths import PATHS
 from genkit.randomness import keyed_generator
 from genkit.solvers import SOLVERS
