@@ -83,6 +83,11 @@ class DataSpec:
         return bool(self.tokenizer)
 
 
+def null_like(y: Tensor) -> Tensor:
+    """The null class in the place of classes y (B,): -1, by which a model is told nothing of the sample."""
+    return torch.full_like(y, -1)
+
+
 class View(abc.ABC):
     """How an objective reads data: `encode` to what it models, `decode` back.
 

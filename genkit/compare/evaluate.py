@@ -193,9 +193,8 @@ class RunScorer:
         return self.run.hash
 
     def __call__(self, x: Tensor, y: Tensor | None) -> Iterator[LogProb]:
-        conditional = self.run.objective.classes is not None
         for part in torch.arange(len(x)).split(self.options.batch_size):
-            classes = y[part] if y is not None and conditional else None
+            classes = None if y is None or not self.run.objective.conditional else y[part]
             yield on_cpu(self.run.objective.log_prob(x[part], classes))
 
 
@@ -390,7 +389,7 @@ def log_probs(run: Run, options: EvaluationOptions) -> Iterator[LogProb]:
         x, y = split.take(part)
         found = run.objective.log_prob(
             x,
-            None if run.objective.classes is None else y,
+            y if run.objective.conditional else None,
             generator=noise(run, options, start),
             **settings,
         )

@@ -188,7 +188,7 @@ class Comparison:
         """An arm without weights, if it can be built and guided."""
         objective = recipe.check(spec)
         try:
-            if objective.classes is not None:
+            if objective.conditional:
                 objective.labels(1, None, options.built_guidance())
             for control in options.controls():
                 control.check(objective)
@@ -235,7 +235,7 @@ def compare(
             "objective": objective["name"],
             "coupling": (objective.get("coupling") or {}).get("name"),
             "teacher": run.recipe.teacher,
-            "conditional": run.objective.classes is not None,
+            "conditional": run.objective.conditional,
         }
         figures = evaluated(run, options.on(arm), listener, judge=judge)
         figures.pop("floor", None)  # the same for all arms

@@ -58,7 +58,7 @@ class Reflow(Coupling):
     ) -> Pair:
         if self.teacher.device != x1.device:
             self.teacher.to(x1.device)
-        classes = y if self.teacher.classes is not None else None
+        classes = y if self.teacher.conditional else None
         with torch.autocast(x1.device.type, enabled=False):
             states, _ = self.teacher.trajectory(len(x1), classes, sampler=self.solver, generator=generator)
         return Pair(states[0].to(x1), states[-1].to(x1), y, index)

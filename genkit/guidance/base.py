@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genkit.registry import Registry
+from genkit.types import null_like
 
 Affine = tuple[Tensor, Tensor]  # log-scale a, shift mu
 Predictor = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # f(t, x, y) -> prediction
@@ -42,7 +43,7 @@ def guided(
     """f(t, x) for classes `y`; with guidance, the class and the null class are one batch of twice the size."""
     if guidance is None or not guidance.active or y is None:
         return lambda t, x: predict(t, x, y)
-    both = torch.cat((y, torch.full_like(y, -1)))
+    both = torch.cat((y, null_like(y)))
 
     def field(t: Tensor, x: Tensor) -> Tensor:
         conditional, unconditional = predict(t, torch.cat((x, x)), both).chunk(2)

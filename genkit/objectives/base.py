@@ -14,7 +14,7 @@ from genkit.errors import GenkitError
 from genkit.guidance import Guidance
 from genkit.randomness import sample_like
 from genkit.registry import Registry
-from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample, Source, View
+from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample, Source, View, null_like
 
 T = TypeVar("T", bound="Objective")
 
@@ -23,6 +23,7 @@ class Objective(nn.Module, abc.ABC):
     """A backbone with the stems and heads of one family of models, its loss, and its ways to sample.
 
     spec: of the data. model: of the backbone. The other arguments of a class are its options in a recipe.
+    conditional: whether it is told the class y of a sample; classes: their number.
     samplers: the registry of what samples are made with (solvers, unmaskers, inverters); None where there is no choice.
     default_sampler: what they are made with when nothing is said.
     generates: whether it makes samples; a codec does not.
@@ -42,7 +43,8 @@ class Objective(nn.Module, abc.ABC):
         if not 0 <= label_dropout < 1:
             raise GenkitError(f"label_dropout must be in [0, 1), not {label_dropout}")
         self.spec, self.model = spec, model
-        self.classes = spec.classes if conditional else None
+        self.conditional = conditional and spec.classes is not None
+        self.classes = spec.classes if self.conditional else None
         self.label_dropout = label_dropout
         self.tokens = tokens_of(spec, model.patch)
         self.register_buffer("positions", self.tokens.positions, persistent=False)
@@ -114,11 +116,11 @@ class Objective(nn.Module, abc.ABC):
         return self.positions.device
 
     def drop_label(self, y: Tensor | None, *, generator: Generator = None) -> Tensor | None:
-        """Classes with a share `label_dropout` of them replaced by -1, the null class."""
-        if y is None or self.classes is None:
+        """Classes with a share `label_dropout` of them replaced by the null class."""
+        if y is None or not self.conditional:
             return None
         dropped = sample_like(torch.rand, y.float(), generator, (len(y),)) < self.label_dropout
-        return y.masked_fill(dropped, -1)
+        return torch.where(dropped, null_like(y), y)
 
     def labels(
         self, n: int, y: Tensor | None, guidance: Guidance | None = None, *, log_prob: bool = False
@@ -127,8 +129,8 @@ class Objective(nn.Module, abc.ABC):
         for a guided log-probability."""
         if n < 1:
             raise GenkitError(f"the number of samples must be at least 1, not {n}")
-        if guidance is not None and guidance.active and (self.classes is None or self.label_dropout == 0):
-            why = "is unconditional" if self.classes is None else "was trained with label_dropout 0"
+        if guidance is not None and guidance.active and not (self.conditional and self.label_dropout):
+            why = "was trained with label_dropout 0" if self.conditional else "is unconditional"
             raise GenkitError(f"guidance needs a class-conditional model with label dropout; this one {why}")
         if log_prob and guidance is not None and guidance.active:
             raise GenkitError("guided samples have no log-probability: set guidance to 1")
@@ -162,7 +164,7 @@ class Objective(nn.Module, abc.ABC):
         if tuple(x.shape[1:]) != self.spec.shape:
             raise GenkitError(f"data of shape {self.spec.shape} expected, not {tuple(x.shape[1:])}")
         x = self.view.encode(x.to(self.device), generator=generator)
-        return x, None if self.classes is None else self.labels(len(x), y)
+        return x, self.labels(len(x), y) if self.conditional else None
 
 
 class Beside(Generic[T]):

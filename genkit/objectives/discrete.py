@@ -172,7 +172,7 @@ class Discrete(Objective):
         if n < 1:
             raise GenkitError(f"the number of samples must be at least 1, not {n}")
         template = self.template(n, given)
-        prompted = self.classes is None and given is not None
+        prompted = not self.conditional and given is not None
         y = self.prompted(n, y, guidance) if prompted else self.labels(n, y, guidance)
         free, noise = template < 0, self.noise()
         x = torch.where(free, noise.draw(template, generator=generator), template)

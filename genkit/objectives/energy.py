@@ -118,9 +118,9 @@ class Energy(Flow):
             if type(theirs) is not type(ours) or vars(theirs) != vars(ours):
                 options = "path" if what == "path" else "noise and sigma"
                 raise GenkitError(f"energy: the teacher has another {what}: set {options} as there")
-        if teacher.classes != self.classes:
+        if teacher.conditional != self.conditional:
             raise GenkitError("energy: one of teacher and energy is conditional: set conditional as there")
-        if self.classes is not None and self.label_dropout > 0 and teacher.label_dropout == 0:
+        if self.conditional and self.label_dropout > 0 and teacher.label_dropout == 0:
             raise GenkitError(
                 "energy: the teacher was trained with label_dropout 0, so its field without a class is untrained: set "
                 "label_dropout=0 here too, or train the teacher with it"

@@ -67,7 +67,7 @@ class FlowMatching(Flow):
 
     def setup(self, data: Split, teacher: Any = None) -> None:
         super().setup(data, teacher)
-        if self.classes is not None and self.coupling.skews_classes:
+        if self.conditional and self.coupling.skews_classes:
             warnings.warn(
                 f"the coupling '{COUPLINGS.name_of(self.coupling)}' pairs without regard to classes, so each class "
                 "is trained from a source of its own and sampled from another: take 'conditional_ot', or "

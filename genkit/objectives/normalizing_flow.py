@@ -28,7 +28,7 @@ from genkit.errors import GenkitError
 from genkit.guidance import Guidance
 from genkit.inversion import INVERTERS, Conditioner, Inverted, Inverter
 from genkit.objectives.base import OBJECTIVES, Objective, finite
-from genkit.types import Batch, DataSpec, Generator, LogProb, Sample, StandardNormal
+from genkit.types import Batch, DataSpec, Generator, LogProb, Sample, StandardNormal, null_like
 
 
 class Decoded(NamedTuple):
@@ -112,7 +112,7 @@ class NormalizingFlow(Objective):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The code z (B, ...) of encoded data: what a teacher gives a coupling."""
-        return self.forward(x, y if self.classes is not None else None)[0]
+        return self.forward(x, y if self.conditional else None)[0]
 
     @torch.no_grad()
     def decode(
@@ -143,7 +143,7 @@ class NormalizingFlow(Objective):
         unconditional network run as one batch of twice the size."""
         span, copies = self.parts[k], 1
         if guidance is not None and y is not None:
-            y, copies = torch.cat((y, torch.full_like(y, -1))), 2
+            y, copies = torch.cat((y, null_like(y))), 2
         cond = self.condition(copies * batch, y=y, span=k)
         cache = self.backbone.cache(copies * batch, self.tokens.length, span.layers)
         pos = span.order(self.positions)

@@ -183,7 +183,7 @@ class TCSM(MaskedDiffusion):
         generator = keyed_generator(0, "tcsm", "pool", device=teacher.device)
         rows = torch.randint(len(data), (self.size_of_pool,), generator=keyed_generator(0, "tcsm", "rows"))
         x, y = data.take(rows)
-        y = None if self.classes is None else y
+        y = y if self.conditional else None
         symbols = self.symbols(self.view.encode(x))
         given = self.values(symbols.masked_fill(~self.given(symbols), -1))
         parts = [
@@ -273,7 +273,7 @@ class TCSM(MaskedDiffusion):
         if self.teacher is None:
             raise GenkitError("tcsm: the loss needs the teacher, which setup() is given")
         teacher = self.teacher.on(x.device)
-        y = None if teacher.classes is None else y
+        y = y if teacher.conditional else None
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             if self.ratios == "first_order":
                 p = teacher.log_odds(x, y).softmax(-1)

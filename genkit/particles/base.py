@@ -171,7 +171,7 @@ class Model(Density):
             raise GenkitError(f"this model of '{name}' is unconditional: it has no class {label}")
         if label is not None and not 0 <= label < classes:
             raise GenkitError(f"class {label} is out of range: '{name}' has classes 0 to {classes - 1}")
-        if label is None and classes is not None and objective.label_dropout == 0:
+        if label is None and objective.conditional and objective.label_dropout == 0:
             raise GenkitError(
                 f"this model of '{name}' was trained with label_dropout 0: it has no unconditional density"
             )

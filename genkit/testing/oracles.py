@@ -156,7 +156,7 @@ class AffineFlow(nn.Module):
     """A teacher in closed form: an invertible flow f(x, y) = (2 + y / 2) x + y, and a flow of pairs to 2 x0 + y."""
 
     samplers = SOLVERS
-    classes = 3
+    classes, conditional = 3, True
     device = torch.device("cpu")
 
     def __init__(self, shape: Sequence[int] = (2,), source: Source | None = None) -> None:

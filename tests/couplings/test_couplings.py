@@ -37,7 +37,7 @@ class Teacher(nn.Module):
     """An invertible flow with a closed form, f(x, y) = (2 + y / 2) x + y, and a flow of pairs to 2 x0 + y."""
 
     samplers = SOLVERS
-    classes = 3
+    classes, conditional = 3, True
     device = torch.device("cpu")
 
     def __init__(self, sigma: float = 0.0, shape: tuple[int, ...] = (2,)) -> None:

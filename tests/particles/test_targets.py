@@ -188,7 +188,8 @@ class Fake(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.classes, self.label_dropout = classes, label_dropout
+        self.classes, self.conditional = classes, classes is not None
+        self.label_dropout = label_dropout
         self.spec = DataSpec("fakes", (2,), classes=classes, class_names=names)
         self.path, self.device = PATHS.build("linear"), torch.device("cpu")
         self.view = SimpleNamespace(decode=lambda x: 10 * x)
