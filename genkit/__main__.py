@@ -86,7 +86,10 @@ def parser() -> argparse.ArgumentParser:
     sample = command("sample", "Sample a trained run.")
     sample.add_argument("run", help="a run folder")
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
-    sample.add_argument("--solver", help="see `genkit list solvers`")
+    sample.add_argument(
+        "--solver",
+        help="of flows, such as heun or '{name: heun, grid: edm}'; see `genkit list solvers` and `genkit list grids`",
+    )
     sample.add_argument("--unmasker", help="of discrete models; see `genkit list unmaskers`")
     sample.add_argument(
         "--inverter",
@@ -253,7 +256,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 def run_sample(arguments: argparse.Namespace) -> None:
     from genkit.compare.pictures import SUFFIXES, save_samples, suffix, writable
-    from genkit.recipe import load, override
+    from genkit.recipe import load
 
     writable(arguments.out or Path("samples.png"), SUFFIXES)
     run = load(arguments.run, device=device(arguments.device))
@@ -266,9 +269,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
         sample = run.sample(
             arguments.n,
             arguments.label,
-            solver=arguments.solver,
-            unmasker=arguments.unmasker,
-            inverter=arguments.inverter and override({}, [f"inverter={arguments.inverter}"])["inverter"],
+            **{kind: entry(getattr(arguments, kind), kind) for kind in ("solver", "unmasker", "inverter")},
             steps=arguments.steps,
             temperature=arguments.temperature,
             top_p=arguments.top_p,
@@ -284,6 +285,13 @@ def run_sample(arguments: argparse.Namespace) -> None:
     print(f"{out}: {arguments.n} samples of {run.name}, {how}")
 
 
+def entry(text: str | None, key: str) -> Any:
+    """A name, or a mapping with `name` and options, as a recipe has it."""
+    from genkit.recipe import override
+
+    return text and override({}, [f"{key}={text}"])[key]
+
+
 PARTICLES = ("compose", "beta", "particles", "divide-prior", "control", "model", "resampler", "move")
 OTHERS = ("solver", "unmasker", "inverter", "temperature", "top-p", "prompt", "task", "guidance")
 
@@ -292,7 +300,7 @@ def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[st
     """Samples drawn from weighted particles, and what is to be said of them."""
     from genkit.particles import FeynmanKac
     from genkit.randomness import keyed_generator
-    from genkit.recipe import load, override
+    from genkit.recipe import load
 
     for word in OTHERS:
         if getattr(arguments, word.replace("-", "_")) is not None:
@@ -316,7 +324,7 @@ def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[st
         label=arguments.label,
         beta=1.0 if arguments.beta is None else arguments.beta,
         divide_prior=arguments.divide_prior,
-        controls=[override({}, [f"control={text}"])["control"] for text in arguments.control],
+        controls=[entry(text, "control") for text in arguments.control],
         models=models,
     )
     generator = keyed_generator(arguments.seed, "particles", device=run.objective.device)

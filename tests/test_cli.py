@@ -264,6 +264,8 @@ def test_missing_files(capsys, tmp_path, compared):
         (["--steps", "-3"], ["1 step", "-3"]),
         (["-n", "0"], ["at least 1"]),
         (["--solver", "huen"], ["did you mean 'heun'"]),
+        (["--solver", "{name: heun, grid: edn}"], ["did you mean 'edm'"]),
+        (["--solver", "{name: dopri5, max_evaluations: 20}"], ["dopri5 has used 20 evaluations", "rk4"]),
         (["--device", "tpu9"], ["tpu9"]),
         (["--out", "x.jpg"], [".png"]),
         (["--out", "."], [".png"]),

@@ -271,6 +271,8 @@ def the_trajectory_holds_the_state_at_each_time(case: Case) -> Finding:
 
 # grids
 
+COUNTS = (1, 2, 7, 100, 1000)  # of steps
+
 
 @dataclass
 class GridCase:
@@ -279,6 +281,16 @@ class GridCase:
 
     def __post_init__(self) -> None:
         self.grid = self.cls(**self.options)
+        paths = [GaussianFlow.example(name).path.coefficients for name in ("cosine", "variance_preserving")]
+        self.paths: list[Any] = [None, *paths]
+
+    @property
+    def asked(self) -> list[int]:
+        return [steps for _ in self.paths for steps in COUNTS]
+
+    def times(self) -> list[Tensor]:
+        """For all numbers of steps on all paths."""
+        return [self.grid.times(steps, path) for path in self.paths for steps in COUNTS]
 
 
 GRID_LAWS = Laws(GRIDS, GridCase)
@@ -287,19 +299,20 @@ GRID_LAWS = Laws(GRIDS, GridCase)
 @GRID_LAWS.law
 def times_go_from_0_to_1(case: GridCase) -> Finding:
     """The first time is 0 and the last 1, exactly: a model is sampled from pure noise, to the data."""
-    ends = [case.grid.times(steps)[[0, -1]].tolist() for steps in (1, 2, 7, 100)]
+    ends = [times[[0, -1]].tolist() for times in case.times()]
     return Finding(all(end == [0.0, 1.0] for end in ends), f"ends {ends[-1]}")
 
 
 @GRID_LAWS.law
 def times_rise(case: GridCase) -> Finding:
-    """No two times are equal, and none goes back; there is one more than steps, in float64."""
-    found = [case.grid.times(steps) for steps in (1, 2, 7, 100)]
+    """No two times are equal, and none goes back; there is one more than steps, in float64. This is so on every path
+    that a grid may be asked for."""
+    found = case.times()
     least = min(float(times.diff().min()) for times in found)
     counts, kinds = [len(times) - 1 for times in found], {times.dtype for times in found}
     return both(
         Finding(least > 0, f"shortest step {least:.3g}"),
-        Finding(counts == [1, 2, 7, 100] and kinds == {torch.float64}, f"steps {counts}, {kinds}"),
+        Finding(counts == case.asked and kinds == {torch.float64}, f"steps {counts}, {kinds}"),
     )
 
 
@@ -309,5 +322,5 @@ def times_are_a_function_of_the_options(case: GridCase) -> Finding:
     grids = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        grids.append(case.cls(**case.options).times(20))
+        grids.append(case.cls(**case.options).times(COUNTS[-1]))
     return at_most(difference(*grids), 0, "two grids differ by")

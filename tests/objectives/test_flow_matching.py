@@ -10,11 +10,13 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from genkit.couplings import COUPLINGS
 from genkit.data.base import TensorSplit
 from genkit.data.densities import DensitySource
 from genkit.errors import GenkitError
+from genkit.guidance import GUIDANCES
 from genkit.objectives.flow_matching import FlowMatching
 from genkit.objectives.likelihood import with_divergence
 from genkit.paths import PATHS
@@ -397,3 +399,25 @@ def test_a_conditional_model_of_pairs_across_classes_says_so_once(coupling: str,
     assert len(said) == (coupling == "ot" and conditional)
     assert all("the coupling 'ot' pairs without regard to classes" in text for text in said)
     assert all("take 'conditional_ot'" in text for text in said)
+
+
+class Reads(TorchDispatchMode):
+    """Counts values that the host takes out of tensors of the model's dtype; times are float64, on the CPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.float32
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["heun", "unipc", "stochastic_heun", "tada"])
+def test_a_guided_solve_takes_no_value_to_the_host(name: str) -> None:
+    model = flow(IMAGES)
+    x, y = torch.randn(4, *IMAGES.shape), torch.zeros(4, dtype=torch.long)
+    field = model.field(y, GUIDANCES.build("classifier_free", scale=2.0))
+    with torch.no_grad(), Reads() as reads:
+        SOLVERS.build(name, steps=3).solve(field, x)
+        assert reads.count == 0
+        float(x.sum())
+        assert reads.count == 1

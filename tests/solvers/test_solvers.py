@@ -10,7 +10,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.solvers import GRIDS, SOLVERS
+from genkit.paths import PATHS
+from genkit.solvers import SOLVERS
 from genkit.solvers.adaptive import Adaptive
 from genkit.solvers.runge_kutta import RungeKutta
 from genkit.testing.solvers import curved, slope, solution
@@ -24,7 +25,10 @@ PLAIN = [name for name in NAMES if SOLVERS.get(name).needs <= {"velocity"}]
 START = torch.linspace(0.4, 1.5, 5, dtype=torch.float64)[:, None]
 
 
-@pytest.mark.parametrize("grid", GRIDS.names())
+SHRINKING = ["uniform", "power", "cosine", "u_shaped", "shifted"]  # all steps as 1 / steps
+
+
+@pytest.mark.parametrize("grid", SHRINKING)
 @pytest.mark.parametrize("name", [name for name in FIXED if name in PLAIN])
 def test_error_falls_with_the_declared_order(name: str, grid: str) -> None:
     steps, errors = (64, 128, 256, 512), []
@@ -68,6 +72,30 @@ def test_the_field_is_asked_only_between_the_ends(name: str, scale: float, times
     SOLVERS.build(name).solve(field, START, times=torch.tensor(times, dtype=torch.float64))
     assert min(times) <= min(asked)
     assert max(asked) <= max(times)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("times", [None, torch.tensor([1.0, 0.5])])
+def test_evaluations_have_a_bound(name: str, times: Tensor | None) -> None:
+    calls = []
+
+    def rough(t: Tensor, x: Tensor) -> Tensor:
+        calls.append(t)
+        return (1e3 * t).sin() * x
+
+    solver = SOLVERS.build(name, rtol=1e-9, atol=1e-9, max_evaluations=60)
+    with pytest.raises(GenkitError, match=f"{name} has used 60 evaluations.*max_evaluations.*rk4"):
+        solver.solve(rough, START, times=times)
+    assert len(calls) == 60
+    with pytest.raises(GenkitError, match="max_evaluations must be positive, not 0"):
+        SOLVERS.build(name, max_evaluations=0)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_a_field_without_a_solution_is_no_traceback(name: str) -> None:
+    """dx/dt = x^2 from 2 leaves for infinity at t = 1/2: steps shrink until they vanish."""
+    with pytest.raises(GenkitError, match=r"underflow.*raise them|has used \d+ evaluations"):
+        SOLVERS.build(name, max_evaluations=1000).solve(lambda t, x: x.square(), 2 * torch.ones(1, 1))
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -157,10 +185,21 @@ def test_a_wrong_tableau_is_refused_when_it_is_written(a: tuple, b: tuple, messa
         type("Wrong", (RungeKutta,), {"order": 2, "a": a, "b": b})
 
 
-def test_the_shapes_of_grids() -> None:
-    u = torch.linspace(0, 1, 5, dtype=torch.float64)
-    assert torch.equal(GRIDS.build("uniform").times(4), u)
-    assert torch.allclose(GRIDS.build("power", exponent=2.0).times(4), u * (2 - u))
-    assert torch.allclose(GRIDS.build("cosine").times(4), (math.pi / 2 * u).sin() ** 2)
-    with pytest.raises(GenkitError, match="exponent must be positive"):
-        GRIDS.build("power", exponent=0.0)
+@pytest.mark.parametrize("grid", ["uniform", "edm"])
+@pytest.mark.parametrize("name", FIXED)
+def test_a_loop_of_fixed_steps_does_not_wait_for_the_device(name: str, grid: str) -> None:
+    """Tensors of the device `meta` have no values: whoever asks for one, as item() and bool() do, gets an error."""
+    linear = PATHS.build("linear").coefficients
+    asked = []
+
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        asked.append(t.device.type)
+        return t * x
+
+    x = torch.empty(4, 2, device="meta")
+    found = SOLVERS.build(name, steps=5, grid=grid).solve(Field(velocity, linear, None), x, keep=True)
+    assert found.x.device == x.device
+    assert len(found.trajectory) == 6
+    assert set(asked) == {"meta"}
+    with pytest.raises(RuntimeError, match="meta"):  # as it would be seen
+        SOLVERS.build(name).solve(Field(lambda t, x: x * float(t), linear, None), x)

@@ -16,7 +16,11 @@ from genkit.testing import KINDS, check, registry_of
 # What has more to keep with options of its own, and what the defaults do not show.
 MORE: list[tuple[str, str, dict[str, Any]]] = [
     ("coupling", "distilled", {"noise": 0.1, "spread": 0.5}),
+    ("grid", "edm", {"rho": 1.0, "low": 0.01}),
+    ("grid", "logit_normal", {"mean": -8.0, "std": 8.0}),
     ("grid", "power", {"exponent": 0.5}),
+    ("grid", "shifted", {"m": 16, "n": 4096}),
+    ("grid", "u_shaped", {"strength": 40.0}),
     ("guidance", "classifier_free", {"scale": 3.0, "annealed": True}),
     ("inverter", "gauss_seidel_jacobi", {"block": 3}),
     ("inverter", "jacobi", {"tolerance": 0.0}),
