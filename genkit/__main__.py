@@ -373,24 +373,17 @@ def run_compare(arguments: argparse.Namespace) -> None:
 
 
 def run_reproduce(arguments: argparse.Namespace) -> None:
-    from genkit.compare.paper import find, judged, load, print_verdicts
+    from genkit.compare.paper import find, load, print_verdicts
 
-    comparison, expected = load(find(arguments.paper), arguments.overrides)
-    found = []
-
-    def add_verdicts(report: dict[str, Any]) -> None:
-        found.extend(judged(expected, report))
-        report |= {"paper": comparison.shared["paper"], "expected": [one.plain() for one in found]}
-
-    report, page = compared(comparison, arguments, add_verdicts)
-    print_verdicts(report["paper"], found)
+    comparison, _ = load(find(arguments.paper), arguments.overrides)
+    report, page = compared(comparison, arguments)
+    print_verdicts(report)
     print(f"report: {page}")
 
 
-def compared(
-    comparison: Comparison, arguments: argparse.Namespace, add: Callable[[dict[str, Any]], None] | None = None
-) -> tuple[dict[str, Any], Path]:
-    """The report of a comparison, with what `add` adds to it, and its page."""
+def compared(comparison: Comparison, arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """The report of a comparison, with verdicts where its recipe expects something, and its page."""
+    from genkit.compare.paper import expectations, verdicts
     from genkit.compare.pictures import writable
     from genkit.compare.report import write_report
     from genkit.compare.runner import compare
@@ -398,12 +391,12 @@ def compared(
     out = arguments.out or Path("runs") / comparison.name
     if arguments.seeds < 1:
         raise GenkitError(f"--seeds must be at least 1, not {arguments.seeds}")
+    expectations(comparison)  # a wrong one must show before training, not after
     writable(out / "report.html")
     with listening() as listener:
         where = device(arguments.device)
         report = compare(comparison, out, seeds=arguments.seeds, listener=listener, device=where)
-        if add is not None:
-            add(report)
+        report |= verdicts(comparison, report)
         listener.message("report", "drawing")
         return report, write_report(report, out)
 

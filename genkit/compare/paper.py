@@ -1,6 +1,6 @@
 """A paper's recipe, run, and what it expects held against what was measured.
 
-    recipe with `paper` and `expected` ── compare ── report ── verdicts ── a table, and report["expected"]
+    recipe with `paper` and `expected` ── compare ── report ── verdicts ── report["expected"], the page, a table
 
 Each entry of `expected` is a figure, found in the report by arm, metric and steps, or a claim: an order of figures.
 """
@@ -16,8 +16,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.text import Text
 
-from genkit.compare.numbers import Json, Stat, number, stat
-from genkit.compare.report import Cell, print_columns
+from genkit.compare.numbers import Json, Stat, stat
+from genkit.compare.report import print_columns, reasons, verdict_rows
 from genkit.compare.runner import Comparison
 from genkit.errors import GenkitError, choose
 from genkit.metrics import METRICS
@@ -87,17 +87,23 @@ class Expected:
 
 @dataclass(frozen=True)
 class Found:
-    """An entry beside what was measured: for a figure its Stat, for a claim that of each side in order."""
+    """An entry beside what was measured: for a figure its Stat, for a claim that of each side in order.
+
+    Where the report has no such figure, nothing is measured, and `missing` says what there is instead.
+    """
 
     name: str
     entry: Expected
     measured: list[Stat]
     verdict: Verdict
+    missing: str = ""
 
     def plain(self) -> dict[str, Any]:
         entry = {key: value for key, value in asdict(self.entry).items() if value is not None}
+        metric = {"metric": self.entry.metric or self.name}
         stats = [one._asdict() for one in self.measured]
-        return {"name": self.name, **entry, "measured": stats, "verdict": self.verdict}
+        missing = {"missing": self.missing} if self.missing else {}
+        return {"name": self.name, **entry, **metric, "measured": stats, "verdict": self.verdict, **missing}
 
 
 def find(paper: str) -> Path:
@@ -127,19 +133,32 @@ def load(path: Path, overrides: Iterable[str] = ()) -> tuple[Comparison, dict[st
             raise GenkitError(f"{path}: a paper's recipe has a section `{key}`, a mapping")
     alone = [] if "arms" in config else ["arms={model: {}}"]
     comparison = Comparison.load(path, [*overrides, *alone])
-    entries = {}
-    for name, given in config["expected"].items():
-        where = f"{path}: expected.{name}"
-        if not isinstance(given, Mapping):
-            raise GenkitError(
-                f"{where} must be a mapping such as {{ours: 1.5, tolerance: 0.2}}, not {given!r}"
-            )
+    entries = expectations(comparison)
+    for name, entry in entries.items():
         try:
-            entries[name] = entry = Expected(**resolve_options(Expected, given, where))
             check(name, entry, comparison)
         except GenkitError as error:
-            raise GenkitError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+            raise GenkitError(f"{path}: expected.{name}: {error}") from None
     return comparison, entries
+
+
+def expectations(comparison: Comparison) -> dict[str, Expected]:
+    """What a comparison expects, by name; empty where it says nothing. Raises GenkitError for entries that are none."""
+    entries = {}
+    given = comparison.shared.get("expected") or {}
+    if not isinstance(given, Mapping):
+        raise GenkitError(f"{comparison.source}: expected must be a mapping of entries, not {given!r}")
+    for name, options in given.items():
+        where = f"{comparison.source}: expected.{name}"
+        if not isinstance(options, Mapping):
+            raise GenkitError(
+                f"{where} must be a mapping such as {{ours: 1.5, tolerance: 0.2}}, not {options!r}"
+            )
+        try:
+            entries[name] = Expected(**resolve_options(Expected, options, where))
+        except GenkitError as error:
+            raise GenkitError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+    return entries
 
 
 def check(name: str, entry: Expected, comparison: Comparison) -> None:
@@ -158,23 +177,34 @@ def check(name: str, entry: Expected, comparison: Comparison) -> None:
 
 
 def judged(entries: Mapping[str, Expected], report: Json) -> list[Found]:
-    """Each entry beside its figures in the report. Raises GenkitError for figures that it has not."""
+    """Each entry beside its figures in the report; undecided where the report has none."""
     found = []
     for name, entry in entries.items():
         metric = entry.metric or name
         sides = entry.sides() if entry.claim else [(entry.arm or next(iter(report["arms"])), entry.steps)]
         try:
-            measured = [look_up(report["arms"][arm], metric, steps, entry.nfe) for arm, steps in sides]
-        except GenkitError as error:
-            raise GenkitError(f"expected.{name}: {error}") from None
+            measured = [look_up(report, arm, metric, steps, entry.nfe) for arm, steps in sides]
+        except GenkitError as error:  # a report of hours is not lost for it
+            found.append(Found(name, entry, [], "undecided", str(error)))
+            continue
         decide = of_claim if entry.claim else of_figure
         found.append(Found(name, entry, measured, decide(entry, measured)))
     return found
 
 
-def look_up(arm: Json, metric: str, steps: int | None, nfe: int | None) -> Stat:
+def verdicts(comparison: Comparison, report: Json) -> dict[str, Any]:
+    """The entries `paper` and `expected` of a report; empty for a recipe that expects nothing."""
+    found = judged(expectations(comparison), report)
+    paper = comparison.shared.get("paper")
+    paper = dict(paper) if isinstance(paper, Mapping) else {}
+    return {"paper": paper, "expected": [one.plain() for one in found]} if found else {}
+
+
+def look_up(report: Json, arm: str, metric: str, steps: int | None, nfe: int | None) -> Stat:
     """A figure over the runs of an arm: of its point at `steps` or `nfe`, or, dotted, of the run itself."""
-    values = [value_of(run, metric, steps, nfe) for run in arm["runs"]]
+    if arm not in report["arms"]:
+        raise choose(arm, report["arms"], "arm")
+    values = [value_of(run, metric, steps, nfe) for run in report["arms"][arm]["runs"]]
     found = stat(values)
     if found is None:
         raise GenkitError(f"{metric} is no finite number in the report: {values}")
@@ -229,33 +259,15 @@ def of_claim(entry: Expected, measured: list[Stat]) -> Verdict:
     return "undecided" if any(a.level(b) for a, b in pairs) else "holds"
 
 
-def print_verdicts(paper: Json, found: list[Found], *, console: Console | None = None) -> None:
+def print_verdicts(report: Json, *, console: Console | None = None) -> None:
     """The paper, then of each entry the verdict, what was measured, what is expected, and the paper's figure."""
-    console = console or Console()
+    console, paper = console or Console(), report["paper"]
     console.print()
     console.print(Text(f"{paper.get('title', '')} {paper.get('link', '')}".strip(), style="bold"))
     if paper.get("claim"):
         console.print(Text(str(paper["claim"])))
-    rows = {one.name: cells(one) for one in found}
     console.print()
-    heads = ["verdict", "measured", "expected", "the paper's"]
-    if all(one.entry.paper is None for one in found):
-        heads, rows = heads[:3], {name: row[:3] for name, row in rows.items()}
-    print_columns(console, "", "", heads, rows)
-    for one in found:
-        if one.entry.note and one.verdict != "holds":
-            console.print(Text(f"{one.name}: {one.entry.note}", style="dim"))
-
-
-def cells(found: Found) -> list[Cell]:
-    entry = found.entry
-    expected = entry.claim or shown(entry.paper if entry.ours is None else entry.ours)
-    if entry.tolerance is not None:
-        expected += f" ± {number(entry.tolerance)}"
-    measured = " < ".join(str(one) for one in found.measured)
-    verdict = Cell(found.verdict, best=found.verdict == "holds")
-    return [verdict, Cell(measured), Cell(expected), Cell(shown(entry.paper))]
-
-
-def shown(value: float | str | None) -> str:
-    return "–" if value is None else value if isinstance(value, str) else number(value)
+    if rows := verdict_rows(report):
+        print_columns(console, "", "", rows.heads, rows.arms)
+    for name, why in reasons(report).items():
+        console.print(Text(f"{name}: {why}", style="dim"))

@@ -51,6 +51,7 @@ from genkit.compare.numbers import (
 from genkit.files import write_json, write_text
 
 COLUMNS = 3  # texts beside each other
+POINTS = {"steps": "steps", "nfe": "network evaluations"}  # where a figure that is expected was measured
 
 
 def write_report(report: Json, out: str | Path) -> Path:
@@ -318,6 +319,54 @@ def protocol_rows(report: Json) -> Rows:
     return Rows(heads, arms, [("", 3), ("parameters", 2), ("", 1)])
 
 
+def verdict_rows(report: Json) -> Rows | None:
+    """What the recipe of a paper expects beside what was measured, by entry; None where it expects nothing."""
+    arms = {}
+    for entry in report.get("expected") or ():
+        published, ours = entry.get("paper"), entry.get("ours")
+        expected, note = entry.get("claim"), f"here {ours}" if ours else ""
+        if not expected:
+            expected, note = shown(published if ours is None else ours), ""
+            expected += f" ± {number(entry['tolerance'])}" if "tolerance" in entry else ""
+        arms[entry["name"]] = [
+            Cell(entry["verdict"], best=entry["verdict"] == "holds"),
+            Cell(", ".join(str(Stat(**one)) for one in entry["measured"]) or "–"),
+            Cell(expected, note),
+            Cell(shown(published)),
+        ]
+    heads = ["verdict", "measured", "expected", "the paper's"]
+    if all(cells[-1].text == "–" for cells in arms.values()):
+        heads, arms = heads[:-1], {name: cells[:-1] for name, cells in arms.items()}
+    return Rows(heads, arms) if arms else None
+
+
+def shown(value: float | str | None) -> str:
+    return "–" if value is None else value if isinstance(value, str) else number(value)
+
+
+def reasons(report: Json) -> dict[str, str]:
+    """Of the entries that do not hold, or are not decided, why, where it is known."""
+    return {
+        entry["name"]: str(entry.get("missing") or entry["note"])
+        for entry in report.get("expected") or ()
+        if entry["verdict"] != "holds" and (entry.get("missing") or entry.get("note"))
+    }
+
+
+def about_entries(report: Json) -> dict[str, str]:
+    """What each entry is a figure of, and how and where it was expected."""
+    names = {measure.key: measure.name for measure in measures(report)}
+    found = {}
+    for entry in report.get("expected") or ():
+        of = f" of {entry['arm']}" if "arm" in entry else ""
+        at = next((f" at {entry[key]} {word}" for key, word in POINTS.items() if key in entry), "")
+        metric = names.get(entry["metric"], entry["metric"].replace("_", " "))
+        over = f"{entry['seeds']} seed{'' if entry['seeds'] == 1 else 's'}"
+        parts = (f"{capital(metric)}{of}{at}", entry.get("protocol"), over, entry.get("machine"))
+        found[entry["name"]] = "; ".join(str(part) for part in parts if part)
+    return found
+
+
 def main_rows(report: Json) -> tuple[Rows, Rows]:
     """The two halves of table.md and the terminal's tables: quality; then bits/dim, training cost, curvature."""
     arms = {}
@@ -537,7 +586,7 @@ def html(
     others = [measure for measure in measures(report) if measure.key not in elsewhere]
     backbones = {run["backbone_parameters"] for arm in report["arms"].values() for run in arm["runs"]}
     return environment.get_template("report.html").render(
-        **report,
+        **{key: value for key, value in report.items() if key not in ("paper", "expected")},
         version=genkit.__version__,
         headline=headline(report),
         close=f"{CLOSE:.0%}",
@@ -571,6 +620,10 @@ def html(
         paths=path_rows(report),
         memorization=memorization_rows(report),
         protocol=protocol_rows(report),
+        paper=report.get("paper") or {},
+        verdicts=verdict_rows(report),
+        reasons=reasons(report),
+        about_entries=about_entries(report),
         figures={name: picture(path) for name, path in figures.items()},
     )
 

@@ -86,11 +86,11 @@ def recipe(tmp_path):
     ],
 )
 def test_figures_are_looked_up(metric, steps, nfe, value):
-    assert look_up({"runs": [RUN, RUN]}, metric, steps, nfe) == Stat(value, 0.0, 2)
+    assert look_up({"arms": {"a": {"runs": [RUN, RUN]}}}, "a", metric, steps, nfe) == Stat(value, 0.0, 2)
 
 
 def test_a_model_with_its_own_number_of_calls_has_one_point():
-    assert look_up({"runs": [FLOW]}, "wasserstein", 4, None).mean == 1.0
+    assert look_up({"arms": {"a": {"runs": [FLOW]}}}, "a", "wasserstein", 4, None).mean == 1.0
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_model_with_its_own_number_of_calls_has_one_point():
 )
 def test_what_the_report_has_not(metric, words):
     with pytest.raises(GenkitError, match=words):
-        look_up({"runs": [RUN]}, metric, None, None)
+        look_up({"arms": {"a": {"runs": [RUN]}}}, "a", metric, None, None)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,21 @@ def test_the_table_names_what_was_expected_and_why_not():
         [Stat(2, None, 1)],
         "undecided",
     )
-    print_verdicts({"title": "T"}, [found], console=Console(file=text, width=100))
+    report = {"paper": {"title": "T"}, "expected": [found.plain()]}
+    print_verdicts(report, console=Console(file=text, width=100))
     for word in ("T", "few", "0.480", "0.500 ± 0.100", "2.00", "undecided", "too few steps"):
         assert word in text.getvalue()
+
+
+def test_what_the_report_lacks_is_undecided_and_says_so():
+    entries = {
+        "away": Expected(metric="wasserstein", arm="ot", steps=1, ours=1.0, tolerance=9.0),
+        "other": Expected(metric="wasserstein", arm="flow", steps=7, ours=1.0, tolerance=9.0),
+    }
+    away, other = judged(entries, {"arms": {"flow": {"runs": [RUN]}}})
+    assert away.verdict == other.verdict == "undecided"
+    assert "no arm 'ot'" in away.plain()["missing"]
+    assert "measured at 1, 4 steps" in other.plain()["missing"]
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -187,6 +199,22 @@ def test_reproduce(recipe, tmp_path, capsys):
     assert report["paper"] == RECIPE["paper"]
     assert main(command) == 0
     assert "already trained" in capsys.readouterr().err
+
+
+def test_compare_shows_the_verdicts_too(recipe, tmp_path, capsys):
+    """On its page and in its JSON; what overrides took away is undecided, and a wrong entry shows before training."""
+    out = tmp_path / "out"
+    assert main(["compare", str(recipe()), "--out", str(out), "--device", "cpu", "evaluation.steps=[1]"]) == 0
+    figure, wrong, order = json.loads((out / "report.json").read_text())["expected"]
+    assert (figure["verdict"], wrong["verdict"], order["verdict"]) == ("holds", "does not hold", "undecided")
+    page = (out / "report.html").read_text()
+    for text in ("Of pairs", "it cannot", "ot@1 &lt; independent@2", "measured at 1 steps", "does not hold"):
+        assert text in page
+    assert (
+        main(["compare", str(recipe({"it": {"ours": 1.0, "tolerence": 1}})), "--out", str(out / "new")]) == 2
+    )
+    assert "did you mean 'tolerance'" in capsys.readouterr().err
+    assert not (out / "new").exists()
 
 
 def test_a_recipe_without_arms_is_one_arm(recipe):

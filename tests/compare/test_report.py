@@ -258,6 +258,31 @@ def test_tables_are_whole_at_80_characters():
             assert all(str(cell) in text for cell in cells)
 
 
+def test_verdicts_stand_on_the_page_escaped(tmp_path, unillustrated):
+    """Of each entry the paper's figure, ours, what was measured and the verdict; of a miss its cause."""
+    assert 'id="paper"' not in write_report(image_report(), tmp_path).read_text()
+    entries = [
+        {"name": "<b>few</b>", "metric": "frechet", "arm": "fm-ot", "steps": 8, "paper": 6.41, "ours": 1.5,
+         "tolerance": 0.25, "seeds": 2, "protocol": "<i>360</i> samples", "verdict": "holds",
+         "measured": [{"mean": 1.625, "spread": 0.125, "seeds": 2}]},
+        {"name": "order", "metric": "curvature", "claim": "fm-ot < <u>nf</u>", "ours": "does not hold", "seeds": 1,
+         "paper": "0.0181 < 0.0289", "note": "<script>x()</script>", "verdict": "does not hold",
+         "measured": [{"mean": 0.25, "spread": None, "seeds": 1}, {"mean": 0.125, "spread": None, "seeds": 1}]},
+    ]  # fmt: skip
+    paper = {"title": "<em>Pairs</em>", "link": "https://example.org/<p>", "claim": "one <s>step</s>"}
+    page = Page(write_report(image_report() | {"paper": paper, "expected": entries}, tmp_path).read_text())
+    for text in (
+        "<em>Pairs</em> https://example.org/<p> one <s>step</s>",
+        "<b>few</b> holds 1.62 ± 0.12 1.50 ± 0.250 6.41",
+        "order does not hold 0.250, 0.125 fm-ot < <u>nf</u>here does not hold 0.0181 < 0.0289",
+        "order<script>x()</script>",
+        "Fréchet distance of fm-ot at 8 steps; <i>360</i> samples; 2 seeds",
+        "Curvature; 1 seed",
+    ):
+        assert text in page.text, text
+    assert not {"script", "em", "s", "u"} & {tag for tag, _ in page.tags}
+
+
 # --- the page -----------------------------------------------------------------------------------------
 
 
