@@ -71,7 +71,7 @@ def field_call(objective: Any, n: int) -> Callable[[], None]:
     x = objective.start(n)
     y = torch.arange(n, device=x.device) % 10
     t = torch.tensor(0.5, device=x.device)
-    return torch.no_grad()(lambda: objective.velocity(t, x, y))
+    return torch.no_grad()(lambda: objective.predict(t, x, y))
 
 
 def ratios(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, tuple[float, float]]:

@@ -110,7 +110,7 @@ def curl(run: Run, rows: int = 32) -> float:
         x0 = model.source.sample(x1, generator=generator)
         x = model.path(x0, x1, t).x_t.requires_grad_()
         with torch.enable_grad():
-            v = model.velocity(t, x)
+            v = model.predict(t, x)
             j = torch.stack(
                 [torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0] for i in range(2)], dim=1
             )

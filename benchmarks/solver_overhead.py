@@ -35,14 +35,14 @@ def main() -> None:
     def bare_euler():
         state = x
         for t, t_next in zip(times[:-1], times[1:], strict=True):
-            state = state + (t_next - t) * objective.velocity(t, state, y)
+            state = state + (t_next - t) * objective.predict(t, state, y)
         return state
 
     def bare_heun():
         state = x
         for t, t_next in zip(times[:-1], times[1:], strict=True):
-            k = objective.velocity(t, state, y)
-            state = state + (t_next - t) / 2 * (k + objective.velocity(t_next, state + (t_next - t) * k, y))
+            k = objective.predict(t, state, y)
+            state = state + (t_next - t) / 2 * (k + objective.predict(t_next, state + (t_next - t) * k, y))
         return state
 
     rows = []

@@ -70,4 +70,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
+        if [entry.name for entry in folder.iterdir()] == [".lock"]:  # nothing was written, so nothing is left
+            (folder / ".lock").unlink()
+            folder.rmdir()
         lock.release()

@@ -205,7 +205,10 @@ class Recipe:
         """The model without its weights, built so that options that do not fit the data are known early."""
         try:
             with torch.device("meta"):
-                return self.objective(spec)
+                objective = self.objective(spec)
+            if objective.samplers is SOLVERS and (solver := self.config["sampling"]["solver"]):
+                objective.check_sampler(SOLVERS.build(solver))
+            return objective
         except GenkitError as error:
             raise GenkitError(f"{self.source}: {error}") from None
 

@@ -618,8 +618,8 @@ def test_what_is_asked_for_comes_before_the_recipe(run: Path) -> None:
 def test_classes_may_be_one_each_or_all_in_turn(run: Path) -> None:
     loaded = load(run)
     seen: list[Tensor] = []
-    velocity = loaded.objective.velocity
-    loaded.objective.velocity = lambda t, x, y: seen.append(y) or velocity(t, x, y)  # type: ignore[operator]
+    velocity = loaded.objective.predict
+    loaded.objective.predict = lambda t, x, y: seen.append(y) or velocity(t, x, y)  # type: ignore[operator]
     for y, expected in (
         (None, [0, 1, 2]),
         (5, [5, 5, 5]),

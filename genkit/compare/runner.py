@@ -190,6 +190,8 @@ class Comparison:
         try:
             if objective.conditional:
                 objective.labels(1, None, options.built_guidance())
+            if objective.samplers is SOLVERS:
+                objective.check_sampler(SOLVERS.build(options.solver))
             for control in options.controls():
                 control.check(objective)
         except GenkitError as error:

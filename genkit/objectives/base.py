@@ -31,7 +31,7 @@ class Objective(nn.Module, abc.ABC):
 
     generates: ClassVar[bool] = True
     samplers: ClassVar[Registry[Any] | None] = None
-    default_sampler: ClassVar[str] = ""
+    default_sampler: str = ""
     view: View
     source: Source | None = None
     positions: Tensor
@@ -103,8 +103,23 @@ class Objective(nn.Module, abc.ABC):
 
     @property
     def likelihood(self) -> Kind | None:
-        """The kind of `log_prob`; None where the way the data are read, or the source, leaves none."""
-        return self.view.likelihood if self.source is None or self.source.closed_form else None
+        """The kind of `log_prob`; None where there is none."""
+        return None if self.no_likelihood else self.view.likelihood
+
+    @property
+    def no_likelihood(self) -> str | None:
+        """Why there is no `log_prob`; None where there is."""
+        if self.view.likelihood is None:
+            return (
+                "a model trained on noised or undequantized data has no likelihood of the data: "
+                "train with noise='uniform'"
+            )
+        if self.source is not None and not self.source.closed_form:
+            return "the source of this model has no closed-form density, so there is no likelihood"
+        return None
+
+    def check_sampler(self, sampler: Any) -> None:
+        """Raises GenkitError for one of the registry `samplers` that asks what this model cannot give."""
 
     @property
     def passes(self) -> float:
@@ -152,15 +167,8 @@ class Objective(nn.Module, abc.ABC):
         self, x: Tensor, y: Tensor | None, generator: Generator
     ) -> tuple[Tensor, Tensor | None]:
         """Data as the model sees them, and their classes. Raises GenkitError when there is no likelihood."""
-        if self.view.likelihood is None:
-            raise GenkitError(
-                "a model trained on noised or undequantized data has no likelihood of the data: "
-                "train with noise='uniform'"
-            )
-        if self.source is not None and not self.source.closed_form:
-            raise GenkitError(
-                "the source of this model has no closed-form density, so there is no likelihood"
-            )
+        if self.no_likelihood:
+            raise GenkitError(self.no_likelihood)
         if tuple(x.shape[1:]) != self.spec.shape:
             raise GenkitError(f"data of shape {self.spec.shape} expected, not {tuple(x.shape[1:])}")
         x = self.view.encode(x.to(self.device), generator=generator)

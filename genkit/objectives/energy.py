@@ -113,6 +113,10 @@ class Energy(Flow):
                 f"energy: the field of the teacher has no valid score: {teacher.no_score}; "
                 "train the teacher with the coupling 'independent' and a Gaussian source"
             )
+        if teacher.prediction != "velocity":
+            raise GenkitError(
+                f"energy: the teacher predicts the {teacher.prediction}: train it with prediction=velocity"
+            )
         for what in ("path", "view"):
             theirs, ours = getattr(teacher, what), getattr(self, what)
             if type(theirs) is not type(ours) or vars(theirs) != vars(ours):
@@ -162,14 +166,14 @@ class Energy(Flow):
         t = self.times(pair.x1, generator=generator)
         x_t, u_t, _ = self.path(pair.x0, pair.x1, t, generator=generator)
         y = self.drop_label(pair.y, generator=generator)
-        v = self.velocity(t, x_t, y)
+        v = self.predict(t, x_t, y)
         regression = (v - u_t).square().mean()
         if not self.distills:
             return {"loss": regression}
         if self.teacher is None:
             raise GenkitError("energy: the loss needs the teacher, which setup() is given")
         with torch.no_grad():
-            target = self.teacher.on(x_t.device).velocity(t, x_t, y)
+            target = self.teacher.on(x_t.device).predict(t, x_t, y)
         return {"loss": (v - target).square().mean(), "regression": regression}
 
     # --- the energy and its gradient ----------------------------------------------------------------------
@@ -204,7 +208,7 @@ class Energy(Flow):
             (gradient,) = torch.autograd.grad(phi.sum(), u, create_graph=keep)
         return (phi, gradient) if keep else (phi.detach(), gradient)
 
-    def velocity(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def predict(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         """v = a x + b grad phi, which is the velocity of the path for the score -grad E."""
         _, _, variance, a, b = self.scales(t, x)
         return a * x + b * self.with_gradient(t, x / variance.sqrt(), y)[1]

@@ -1,4 +1,4 @@
-"""Flows of pairs: what all models of a velocity on a path share, whatever they are trained by.
+"""Flows of pairs: what all models of a field on a path share, whatever they predict and are trained by.
 
     sample: dx/dt = v(t, x, y) from x(0) ~ source to x(1)
     log p(x1) = log p0(x0) - int_0^1 div v(t, x(t)) dt
@@ -9,6 +9,7 @@ How the latter is computed is in `genkit.objectives.likelihood`.
 from __future__ import annotations
 
 import abc
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -16,23 +17,26 @@ from torch import Tensor
 
 from genkit.backbone import Condition, Head, ModelOptions, Stem
 from genkit.data.views import Continuous
+from genkit.errors import GenkitError
 from genkit.guidance import Guidance, guided
 from genkit.objectives.base import Objective, finite
 from genkit.objectives.likelihood import Divergence, estimate, with_divergence
 from genkit.paths import PATHS, TIMES, Path, Times
 from genkit.solvers import SOLVERS, Solver
-from genkit.types import DataSpec, Field, Generator, LogProb, Sample, Source, StandardNormal
+from genkit.types import DataSpec, Field, Generator, LogProb, Prediction, Sample, Source, StandardNormal
 
 
 class Flow(Objective):
-    """A velocity v(t, x, y) on a Gaussian-form path from a source.
+    """A field on a path from a source.
 
-    call: how often a row goes through the backbone for a velocity.
+    prediction: what `predict` gives; `field` derives the velocity and the rest (see `Field`).
+    call: how often a row goes through the backbone for a prediction.
     """
 
     samplers = SOLVERS
     default_sampler = "heun"
     source: Source = StandardNormal()
+    prediction: Prediction = "velocity"
     call: ClassVar[float] = 1.0
 
     def __init__(
@@ -72,13 +76,24 @@ class Flow(Objective):
         return self.tokens.join(self.outputs(t, x, y))
 
     @abc.abstractmethod
-    def velocity(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """v(t, x, y) (B, ...)."""
+    def predict(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """What the model predicts (B, ...): t scalar or (B,), x (B, ...), y (B,) with -1 for the null class."""
 
     def field(self, y: Tensor | None = None, guidance: Guidance | None = None) -> Field:
-        """The velocity for classes y as a field that solvers take, with what else is valid for it."""
+        """The prediction for classes y as a field that solvers take, with what else is valid for it."""
         coefficients = None if self.path.noisy else self.path.coefficients
-        return Field(guided(self.velocity, y, guidance), coefficients, self.no_score)
+        return Field(guided(self.predict, y, guidance), coefficients, self.no_score, self.prediction)
+
+    def check_sampler(self, sampler: Solver) -> None:
+        blank = replace(self.field(), predict=lambda t, x: torch.zeros_like(x))
+        sampler.solve(blank, torch.zeros(1, 1, dtype=torch.float64), generator=torch.Generator())
+
+    @property
+    def no_likelihood(self) -> str | None:
+        why = self.field().undefined(torch.ones((), dtype=torch.float64, device="cpu"))
+        return super().no_likelihood or (
+            why and f"{why}, so there is no likelihood: train with prediction='velocity'"
+        )
 
     @torch.no_grad()
     def sample(
@@ -98,6 +113,8 @@ class Flow(Objective):
         x0 = self.start(n, generator=generator) if start is None else start
         field, log_prob = self.field(y, guidance), None
         if return_log_prob:
+            if self.no_likelihood and self.prediction != "velocity":
+                raise GenkitError(self.no_likelihood)
             augmented, pack, unpack = with_divergence(field, x0, generator=generator)
             solution = solver.solve(augmented, pack(x0), times=solver.times(field), generator=generator)
             x, change = unpack(solution.x)

@@ -1,7 +1,7 @@
-"""Flow matching: regress the velocity of the path between coupled source and data samples.
+"""Flow matching: regress the velocity of the path between coupled source and data samples, or its data, or its noise.
 
     (x0, x1) ~ coupling,  t ~ times,  x_t, u_t = path(x0, x1, t)
-    loss = E | v(t, x_t, y) - u_t |^2
+    loss = E | f(t, x_t, y) - target |^2,   target: u_t for the velocity, x1 for the data, x0 for the noise
 
 Lipman et al., https://arxiv.org/abs/2210.02747; Liu et al., https://arxiv.org/abs/2209.03003; Albergo &
 Vanden-Eijnden, https://arxiv.org/abs/2209.15571.
@@ -19,6 +19,7 @@ from genkit.backbone import ModelOptions
 from genkit.couplings import COUPLINGS, Coupling
 from genkit.data.base import DATASETS, Dataset, Encoded, Split
 from genkit.data.densities import DensitySource
+from genkit.errors import GenkitError
 from genkit.objectives.base import OBJECTIVES, weighted_mean
 from genkit.objectives.flow import Flow
 from genkit.paths import PATHS, Path, Times
@@ -27,8 +28,11 @@ from genkit.types import Batch, DataSpec, Generator, StandardNormal
 
 @OBJECTIVES.register("flow_matching")
 class FlowMatching(Flow):
-    """Flow matching over any coupling and path; velocity prediction.
+    """Flow matching over any coupling and path.
 
+    prediction: what the network gives; on a Gaussian-form path each gives the others (see `Field`). `data` gives no
+        velocity at t=1, so it is sampled with solvers of data prediction, such as dpmpp, and has no likelihood;
+        `noise` needs a path that is not all noise at t=0, such as variance_preserving.
     source: a 2-D density as the distribution at t=0; null for the standard normal.
     noise, sigma: how data are read (see `Continuous`).
     """
@@ -41,6 +45,7 @@ class FlowMatching(Flow):
         coupling: Coupling | str = "independent",
         path: Path | str = "linear",
         times: Times | str = "uniform",
+        prediction: Literal["velocity", "data", "noise"] = "velocity",
         source: Dataset | str | None = None,
         conditional: bool = True,
         label_dropout: float = 0.1,
@@ -60,6 +65,19 @@ class FlowMatching(Flow):
         self.coupling: Coupling = COUPLINGS.build(coupling)
         self.source = StandardNormal() if source is None else DensitySource(DATASETS.build(source))
         self.coupling.source = self.source
+        self.prediction = prediction
+        if prediction != "velocity":
+            self.default_sampler = "dpmpp"
+            name = PATHS.name_of(self.path)
+            if self.path.noisy:
+                raise GenkitError(
+                    f"prediction '{prediction}' gives no velocity on the path '{name}', which has noise of its own: "
+                    "take prediction='velocity'"
+                )
+            if why := self.field().undefined(torch.zeros((), dtype=torch.float64, device="cpu")):
+                raise GenkitError(
+                    f"{why} on the path '{name}': take path=variance_preserving, or prediction velocity or data"
+                )
 
     def check_teacher(self, teacher: Any) -> None:
         super().check_teacher(teacher)
@@ -87,15 +105,15 @@ class FlowMatching(Flow):
         pair = batch.paired
         t = self.times(pair.x1, generator=generator)
         point = self.path(pair.x0, pair.x1, t, generator=generator)
-        v = self.velocity(t, point.x_t, self.drop_label(pair.y, generator=generator))
-        return {"loss": weighted_mean((v - point.u_t).square(), pair.weight)}
+        predicted = self.predict(t, point.x_t, self.drop_label(pair.y, generator=generator))
+        target = {"velocity": point.u_t, "data": pair.x1, "noise": pair.x0}[self.prediction]
+        return {"loss": weighted_mean((predicted - target).square(), pair.weight)}
 
     @property
     def passes(self) -> float:
         return self.call + self.coupling.passes
 
-    def velocity(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """v(t, x, y): t scalar or (B,), x (B, ...), y (B,) with -1 for the null class."""
+    def predict(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         return self.network(t, x, y)
 
     @property

@@ -44,7 +44,7 @@ def test_velocity_is_the_gradient_of_the_energy(spec, parameterization, path):
         (by_autograd,) = torch.autograd.grad(value.sum(), x)
         torch.testing.assert_close(score, by_autograd)
         # and the score that solvers derive from the velocity is this one
-        field = Field(lambda t, x: energy.velocity(t, x, y), energy.path.coefficients, None)
+        field = Field(lambda t, x: energy.predict(t, x, y), energy.path.coefficients, None)
         torch.testing.assert_close(field.score(t, x), score, rtol=1e-8, atol=1e-8)
 
 
@@ -77,7 +77,7 @@ def test_field_has_no_curl_while_that_of_a_network_has(parameterization):
         ("flow_matching", {}, True),
     ):
         model = build(name, VECTORS, **options)
-        j = jacobian(model.velocity, t, x)
+        j = jacobian(model.predict, t, x)
         asymmetry = (j - j.mT).flatten(1).norm(dim=1) / j.flatten(1).norm(dim=1)
         assert (asymmetry > 1e-3).all() if curls else (asymmetry < 1e-10).all(), name
 
@@ -90,7 +90,7 @@ def test_untrained_pooled_energy_is_the_gaussian_of_the_data(path):
     x, _ = points(VECTORS)
     for t in (0.0, 0.3, 0.9):
         t = torch.tensor(t)
-        torch.testing.assert_close(energy.velocity(t, x), gaussian.velocity(t, x))
+        torch.testing.assert_close(energy.predict(t, x), gaussian.velocity(t, x))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -115,7 +115,7 @@ def test_finite_at_both_ends():
         energy = build("energy", COLOUR, parameterization=parameterization)
         x, y = points(COLOUR)
         for t in (0.0, 1.0):
-            assert energy.velocity(torch.tensor(t), x, y).isfinite().all()
+            assert energy.predict(torch.tensor(t), x, y).isfinite().all()
 
 
 def trained_on(energy, spec):
@@ -263,7 +263,7 @@ def test_nothing_is_kept_without_gradients():
     energy = build("energy", IMAGES)
     x, y = points(IMAGES)
     with torch.no_grad():
-        assert not energy.velocity(torch.tensor(0.5), x, y).requires_grad
+        assert not energy.predict(torch.tensor(0.5), x, y).requires_grad
         value, score = energy.log_density(torch.tensor(0.5), x, y)
         assert not value.requires_grad
         assert not score.requires_grad

@@ -23,7 +23,7 @@ from genkit.paths import PATHS
 from genkit.randomness import keyed_generator
 from genkit.solvers import SOLVERS
 from genkit.solvers.adaptive import Adaptive
-from genkit.types import Batch, DataSpec, Pair, StandardNormal
+from genkit.types import Batch, DataSpec, Field, Pair, StandardNormal
 from tests.objectives.models import IMAGES, LABELLED, VECTORS, batch, build, model_options, split
 from tests.oracles import GaussianFlow, MixtureFlow
 
@@ -39,7 +39,7 @@ def flow(
         torch.set_default_dtype(torch.float64)
         objective = objective.double()
         objective.requires_grad_(False)
-        objective.velocity = oracle.velocity  # type: ignore[method-assign]
+        objective.predict = oracle.velocity  # type: ignore[method-assign]
     return objective
 
 
@@ -247,7 +247,7 @@ def test_the_exact_field_has_the_least_loss() -> None:
     x1 = oracle.mean + torch.randn(n, 2, generator=keyed_generator(0)) @ torch.linalg.cholesky(oracle.cov).T
 
     def loss(scale: float, shift: float) -> float:
-        model.velocity = lambda t, x, y: (
+        model.predict = lambda t, x, y: (
             scale
             * torch.func.vmap(  # type: ignore[method-assign]
                 lambda s, z: oracle.velocity(s, z[None])[0]
@@ -269,7 +269,7 @@ def test_labels_are_dropped_in_the_loss() -> None:
         seen.append(y)
         return torch.zeros_like(x)
 
-    model.velocity = velocity  # type: ignore[method-assign]
+    model.predict = velocity  # type: ignore[method-assign]
     rows = model.prepare(Batch(torch.randn(8000, 3), torch.arange(8000) % 3), generator=keyed_generator(0))
     model.loss(rows, generator=keyed_generator(0))
     assert float((seen[0] == -1).float().mean()) == pytest.approx(0.25, abs=0.02)
@@ -336,7 +336,7 @@ def test_options_reach_the_parts() -> None:
 def test_sampling_from_given_noise() -> None:
     model, start = flow(), points().float()
     sample = model.sample(6, start=start, sampler=SOLVERS.build("euler", steps=1))
-    expected = start + model.velocity(torch.tensor(0.0), start).detach()
+    expected = start + model.predict(torch.tensor(0.0), start).detach()
     assert torch.allclose(sample.x, expected, atol=1e-5)
     assert sample.nfe == 1
 
@@ -345,8 +345,8 @@ def test_bfloat16_keeps_velocities_in_float32() -> None:
     model = flow(IMAGES)
     x = torch.randn(3, 1, 4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = model.velocity(torch.tensor(0.5), x)
-    full = model.velocity(torch.tensor(0.5), x)
+        half = model.predict(torch.tensor(0.5), x)
+    full = model.predict(torch.tensor(0.5), x)
     assert half.dtype == torch.float32
     assert torch.allclose(half, full, atol=0.3)
     assert not torch.equal(half, full)
@@ -421,3 +421,47 @@ def test_a_guided_solve_takes_no_value_to_the_host(name: str) -> None:
         assert reads.count == 0
         float(x.sum())
         assert reads.count == 1
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine", "variance_preserving"])
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise"])
+def test_every_prediction_samples_the_same(prediction: str, path: str) -> None:
+    """The exact prediction of each kind, on a Gaussian: one ODE, so one endpoint."""
+    if prediction == "noise" and path != "variance_preserving":
+        with pytest.raises(GenkitError, match=rf"no velocity at t=0.*'{path}'.*path=variance_preserving"):
+            flow(path=path, prediction=prediction)
+        return
+    oracle = GaussianFlow.example(path)
+    model = flow(oracle=oracle, path=path, prediction=prediction)
+    exact = Field(oracle.velocity, model.path.coefficients, None)
+    kinds = {"velocity": exact, "data": exact.data, "noise": exact.noise}
+    model.predict = lambda t, x, y: kinds[prediction](t, x)  # type: ignore[method-assign]
+    x0 = points()
+    solver = SOLVERS.build("dpmpp", steps=64)
+    expected = solver.solve(exact, x0).x
+    assert torch.allclose(model.sample(6, sampler=solver, start=x0).x, expected, atol=1e-9)
+    assert model.sample(6).nfe > 0  # with the objective's own solver
+
+
+@pytest.mark.parametrize("prediction", ["data", "noise"])
+def test_the_target_of_each_prediction(prediction: str) -> None:
+    model = flow(prediction=prediction, path="variance_preserving", scale=None)
+    x0, x1 = torch.randn(2, 64, 2, generator=keyed_generator(0))
+    loss = model.loss(Batch(x1, pair=Pair(x0, x1)), generator=keyed_generator(1))["loss"]
+    expected = (x1 if prediction == "data" else x0).square().mean()  # the network starts at 0
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_prediction_of_data_gives_no_velocity_at_the_data() -> None:
+    model = flow(prediction="data")
+    assert model.likelihood is None
+    with pytest.raises(GenkitError, match=r"no velocity at t=1.*prediction='velocity'"):
+        model.log_prob(torch.randn(2, 2))
+    with pytest.raises(GenkitError, match=r"no velocity at t=1.*prediction='velocity'"):
+        model.sample(2, return_log_prob=True)
+    with pytest.raises(GenkitError, match=r"end before it, or take .*dpmpp"):
+        model.check_sampler(SOLVERS.build("heun"))
+    with pytest.raises(GenkitError, match="path 'bridge', which has noise of its own"):
+        flow(prediction="data", path="bridge")
+    for name in ("euler", "dpmpp", "unipc", "ddim"):
+        model.check_sampler(SOLVERS.build(name))
