@@ -146,13 +146,17 @@ class Rows(enum.Enum):
 
 @dataclass
 class Pair:
-    """Source and data rows that belong together: x0, x1 (B, ...), y (B,), index (B,), weight (B,)."""
+    """Source and data rows that belong together: x0, x1 (B, ...), y (B,), index (B,), weight (B,).
+
+    logs: what to log with the loss of how they were made, scalars on their device.
+    """
 
     x0: Tensor
     x1: Tensor
     y: Tensor | None = None
     index: Tensor | None = None
     weight: Tensor | None = None
+    logs: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

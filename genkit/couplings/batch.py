@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,14 @@ from genkit.randomness import RankGenerator, keyed_generator, sample_like
 from genkit.types import Generator, Pair
 
 Scope = Literal["rank", "global"]
+
+
+class Plan(NamedTuple):
+    """For each row of x1 its row of x0 (n,), weights (n,) or None, and scalars to log with the loss."""
+
+    order: Tensor
+    weight: Tensor | None = None
+    logs: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class BatchCoupling(Coupling):
@@ -34,13 +44,8 @@ class BatchCoupling(Coupling):
         self.scope = scope
 
     @abc.abstractmethod
-    def plan(
-        self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        """Data x1 (n, d), source samples x0 (n, d), n > 1, both in float64, and classes y (n, ...).
-
-        Returns for each row of x1 its row of x0 (n,), and weights (n,) or None.
-        """
+    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> Plan:
+        """Of data x1 (n, d), source samples x0 (n, d), n > 1, both in float64, and classes y (n, ...)."""
 
     def __call__(
         self, x1: Tensor, y: Tensor | None = None, *, index: Tensor | None = None, generator: Generator = None
@@ -61,11 +66,11 @@ class BatchCoupling(Coupling):
         a, b = (precise(x) for x in (all_x1, all_x0))
         if not bool(torch.isfinite(a).all()):
             raise GenkitError(f"{self.name}: the data have values that are not finite; look at them")
-        order, weight = self.plan(a, b, None if all_y is None else all_y.to(a.device), generator)
+        order, weight, logs = self.plan(a, b, None if all_y is None else all_y.to(a.device), generator)
         mine = order[first : first + n].to(x0.device)
         if weight is not None:
             weight = weight[first : first + n].to(x1)
-        return Pair(all_x0[mine], x1, y, index, weight)
+        return Pair(all_x0[mine], x1, y, index, weight, {name: value.to(x1) for name, value in logs.items()})
 
     @property
     def name(self) -> str:

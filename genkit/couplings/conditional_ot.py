@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genkit.couplings.assignment import Method, assign
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope
+from genkit.couplings.batch import BatchCoupling, Plan, Scope
 from genkit.couplings.ot import alike
 from genkit.errors import GenkitError
 from genkit.types import Generator
@@ -54,7 +54,7 @@ class ConditionalOT(BatchCoupling):
             raise GenkitError(f"conditional_ot: ratio must be in (0, 1], not {ratio}")
         self.weight, self.ratio, self.solver = weight, ratio, solver
 
-    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, None]:
+    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> Plan:
         cost = self.distances(*alike(x1, x0), copies=6)
         if y is not None and self.weight != 0:
             apart = unlike(y)
@@ -62,7 +62,7 @@ class ConditionalOT(BatchCoupling):
             if weight is None and (self.ratio is not None or y.is_floating_point()):
                 weight = weight_of_ratio(self.distances(x1, x0), apart, self.ratio or RATIO)
             cost += (WITHIN if weight is None else weight) * apart
-        return assign(cost, self.solver), None
+        return Plan(assign(cost, self.solver))
 
 
 def unlike(y: Tensor) -> Tensor:

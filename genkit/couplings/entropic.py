@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from genkit.couplings.batch import BatchCoupling, Scope, draw_columns
+from genkit.couplings.batch import BatchCoupling, Plan, Scope, draw_columns
 from genkit.errors import GenkitError
 from genkit.types import Generator
 
@@ -18,23 +18,23 @@ COOLING = 0.7  # epsilon falls by it from iteration to iteration, from the sprea
 class Entropic(BatchCoupling):
     """x0 drawn from row i of the plan with the least <C, P> + epsilon KL(P | uniform); a subclass says which epsilon.
 
-    column_error: sum_j |sum_i P_ij - 1/n| of the last plan.
+    Each pair's logs hold `column_error` = sum_j |sum_i P_ij - 1/n|.
     """
 
     def __init__(self, tolerance: float, iterations: int, scope: Scope) -> None:
         super().__init__(scope)
-        self.tolerance, self.iterations, self.column_error = tolerance, iterations, 0.0
+        self.tolerance, self.iterations = tolerance, iterations
 
     @abc.abstractmethod
     def entropy(self, cost: Tensor) -> float:
         """epsilon, in the units of the costs C (n, n)."""
 
-    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, None]:
+    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> Plan:
         cost = self.distances(x1, x0)
-        plan, self.column_error = entropic_plan(
+        plan, error = entropic_plan(
             cost, self.entropy(cost), tolerance=self.tolerance, iterations=self.iterations, name=self.name
         )
-        return draw_columns(plan, generator), None
+        return Plan(draw_columns(plan, generator), logs={"column_error": error})
 
 
 def entropic_plan(
@@ -45,8 +45,8 @@ def entropic_plan(
     iterations: int,
     relaxation: float = math.inf,
     name: str = "sinkhorn",
-) -> tuple[Tensor, float]:
-    """log P (n, m) of the plan P >= 0 of least cost, and the error that is left.
+) -> tuple[Tensor, Tensor]:
+    """log P (n, m) of the plan P >= 0 of least cost, and the error that is left, a scalar.
 
     cost: <C, P> + epsilon KL(P | a b') + relaxation (KL(P 1 | a) + KL(P' 1 | b)) with a, b uniform;
     relaxation = inf fixes the marginals. Sinkhorn's iteration with potentials f, g:
@@ -58,7 +58,7 @@ def entropic_plan(
     Raises GenkitError when the error is not below `tolerance` after `iterations`.
     """
     n, m = cost.shape
-    f, g, error = cost.new_zeros(n, 1), cost.new_zeros(m), math.inf
+    f, g, error = cost.new_zeros(n, 1), cost.new_zeros(m), cost.new_tensor(math.inf)
     now = max(epsilon, float(cost.std()))
     for _ in range(iterations):
         now = max(epsilon, COOLING * now)
@@ -66,12 +66,12 @@ def entropic_plan(
         f = keep * (((g - cost) / now).logsumexp(1, keepdim=True) - math.log(m))
         moved = keep * (((f - cost) / now).logsumexp(0) - math.log(n))
         if now == epsilon:
-            error = float(((g - moved) / epsilon).expm1().abs().mean())
-            if error < tolerance:
+            error = ((g - moved) / epsilon).expm1().abs().mean()
+            if float(error) < tolerance:
                 return (f + g - cost) / epsilon - math.log(n * m), error
         g = moved
     raise GenkitError(
-        f"{name}: the plan did not converge in {iterations} iterations (error {error:.2g}, tolerance "
+        f"{name}: the plan did not converge in {iterations} iterations (error {float(error):.2g}, tolerance "
         f"{tolerance:g}): a larger epsilon converges faster; or set iterations or tolerance, or take 'ot'"
     )
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from genkit.couplings.assignment import Method, assign
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope
+from genkit.couplings.batch import BatchCoupling, Plan, Scope
 from genkit.types import Generator
 
 
@@ -28,8 +28,8 @@ class OptimalTransport(BatchCoupling):
         super().__init__(scope)
         self.solver = solver
 
-    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, None]:
-        return assign(self.distances(*alike(x1, x0)), self.solver), None
+    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> Plan:
+        return Plan(assign(self.distances(*alike(x1, x0)), self.solver))
 
 
 def alike(x1: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genkit.couplings.assignment import Method, assign
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope
+from genkit.couplings.batch import BatchCoupling, Plan, Scope
 from genkit.errors import GenkitError
 from genkit.types import Generator
 
@@ -34,7 +34,7 @@ class PartialOT(BatchCoupling):
             raise GenkitError(f"partial_ot: mass must be in (0, 1], not {mass}")
         self.mass, self.solver = mass, solver
 
-    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
+    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> Plan:
         n = len(x1)
         size = 2 * n - max(1, round(self.mass * n))
         cost = self.distances(x1, x0, copies=4 * (size / n) ** 2)
@@ -43,4 +43,4 @@ class PartialOT(BatchCoupling):
         padded[n:, n:] = cost.max() + 1  # else two of the added ones would pair, and leave less out
         order = assign(padded, self.solver)
         paired = order[:n] < n
-        return torch.where(paired, order[:n], -1).masked_scatter(~paired, order[n:]), paired.double()
+        return Plan(torch.where(paired, order[:n], -1).masked_scatter(~paired, order[n:]), paired.double())

@@ -14,8 +14,8 @@ class Sinkhorn(Entropic):
     """Entropic transport: x0 is drawn from row i of the plan with the least <C, P> + epsilon s KL(P | uniform).
 
     C_ij = |x1_i - x0_j|^2, with standard deviation s. It goes from `ot` (epsilon to 0) to `independent` (epsilon
-    to infinity). Data are kept exactly, and the source up to `column_error` = sum_j |sum_i P_ij - 1/n| of the last
-    plan, which is below `tolerance`; source samples repeat within a batch.
+    to infinity). Data are kept exactly, and the source up to `column_error` = sum_j |sum_i P_ij - 1/n|, which is
+    below `tolerance` and logged with the loss; source samples repeat within a batch.
     Cost O(k n^2 + n^2 d) time for k iterations, O(n^2) memory, on the device of the data.
     Cuturi, https://arxiv.org/abs/1306.0895; Pooladian et al., https://arxiv.org/abs/2304.14772.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope, check_positive
+from genkit.couplings.batch import BatchCoupling, Plan, Scope, check_positive
 from genkit.randomness import sample_like
 from genkit.types import Generator
 
@@ -29,7 +29,7 @@ class SlicedOT(BatchCoupling):
         check_positive("sliced_ot", projections=projections)
         self.projections = projections
 
-    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, None]:
+    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> Plan:
         best = torch.arange(len(x1), device=x1.device)
         least = -float((x1 * x0).sum())  # the cost but for what all permutations share; never above it
         shape = (self.projections, x1.shape[1])
@@ -39,4 +39,4 @@ class SlicedOT(BatchCoupling):
             cost = -float((x1 * x0[order]).sum())
             if cost < least:
                 best, least = order, cost
-        return best, None
+        return Plan(best)

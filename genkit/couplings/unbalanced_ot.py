@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope, check_positive, draw_columns
+from genkit.couplings.batch import BatchCoupling, Plan, Scope, check_positive, draw_columns
 from genkit.couplings.entropic import entropic_plan, log_rows, spread
 from genkit.types import Generator
 
@@ -21,7 +21,8 @@ class UnbalancedOT(BatchCoupling):
     Sejourne et al., https://arxiv.org/abs/1910.12958; for flows Eyring et al., https://arxiv.org/abs/2311.15100.
 
     relaxation: of the marginals, epsilon: of the entropy, both in units of s.
-    tolerance, iterations: until the potentials move by less than tolerance (relative).
+    tolerance, iterations: until the potentials move by less than tolerance (relative); by how much they still do is
+        logged as `plan_error`.
     scope: as in `ot`.
     Raises GenkitError for a plan that does not converge, and costs that do not fit in memory.
     """
@@ -47,10 +48,10 @@ class UnbalancedOT(BatchCoupling):
         self.relaxation, self.epsilon = relaxation, epsilon
         self.tolerance, self.iterations = tolerance, iterations
 
-    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
+    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> Plan:
         cost = self.distances(x1, x0)
         unit = spread(cost)
-        plan, _ = entropic_plan(
+        plan, error = entropic_plan(
             cost,
             self.epsilon * unit,
             tolerance=self.tolerance,
@@ -58,4 +59,4 @@ class UnbalancedOT(BatchCoupling):
             relaxation=self.relaxation * unit,
             name=self.name,
         )
-        return draw_columns(plan, generator), log_rows(plan)
+        return Plan(draw_columns(plan, generator), log_rows(plan), {"plan_error": error})

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS
-from genkit.couplings.batch import BatchCoupling, Scope, check_positive
+from genkit.couplings.batch import BatchCoupling, Plan, Scope, check_positive
 from genkit.couplings.entropic import spread
 from genkit.types import Generator
 
@@ -31,7 +31,7 @@ class Weighted(BatchCoupling):
         check_positive("weighted", epsilon=epsilon)
         self.epsilon = epsilon
 
-    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
+    def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> Plan:
         cost = (x1 - x0).square().sum(1)
         weight = len(cost) * torch.softmax(-cost / (self.epsilon * spread(cost)), 0)
-        return torch.arange(len(cost), device=cost.device), weight
+        return Plan(torch.arange(len(cost), device=cost.device), weight)

@@ -107,7 +107,7 @@ class FlowMatching(Flow):
         point = self.path(pair.x0, pair.x1, t, generator=generator)
         predicted = self.predict(t, point.x_t, self.drop_label(pair.y, generator=generator))
         target = {"velocity": point.u_t, "data": pair.x1, "noise": pair.x0}[self.prediction]
-        return {"loss": weighted_mean((predicted - target).square(), pair.weight)}
+        return {**pair.logs, "loss": weighted_mean((predicted - target).square(), pair.weight)}
 
     @property
     def passes(self) -> float:

@@ -125,7 +125,7 @@ def test_the_column_error_is_the_error_of_the_columns() -> None:
     cost = costs(points(40))
     plan, error = entropic_plan(cost, 0.1, tolerance=0.02, iterations=5000)
     assert 1e-4 < error < 0.02
-    assert float((plan.exp().sum(0) - 1 / 40).abs().sum()) == pytest.approx(error, rel=1e-6)
+    assert float((plan.exp().sum(0) - 1 / 40).abs().sum()) == pytest.approx(float(error), rel=1e-6)
 
 
 def test_the_unbalanced_plan_is_that_of_pot() -> None:
@@ -165,9 +165,28 @@ def test_a_plan_that_did_not_converge_is_an_error() -> None:
             GenkitError, match=rf"^{name}: the plan did not converge in 30 iterations \(error"
         ):
             pair_of(name, points(40), iterations=30, **options)
-    coupling = COUPLINGS.build("sinkhorn")
-    coupling(points(40), generator=keyed_generator(0))
-    assert 0 < coupling.column_error < 1e-3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("sinkhorn", "column_error"),
+        ("schrodinger_bridge", "column_error"),
+        ("unbalanced_ot", "plan_error"),
+        ("ot", None),
+    ],
+)
+def test_pairs_of_entropic_plans_say_the_error_that_is_left(name: str, key: str | None) -> None:
+    coarse, fine = (
+        COUPLINGS.build(name, **({"tolerance": tolerance} if key else {}))(
+            points(40), generator=keyed_generator(0)
+        ).logs
+        for tolerance in (1e-2, 1e-5)
+    )
+    assert list(coarse) == list(fine) == ([key] if key else [])
+    if key:
+        assert coarse[key].shape == ()
+        assert 0 < fine[key] < 1e-5 < coarse[key] < 1e-2
 
 
 def test_unbalanced_goes_to_sinkhorn_and_leaves_an_outlier_out() -> None:

@@ -124,6 +124,18 @@ def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert norms[0.01] == pytest.approx([0.01] * 3, rel=1e-3)
 
 
+def test_what_pairs_log_stands_beside_the_loss(tmp_path: Path) -> None:
+    """The column error of each step's plan, and nothing for a coupling that logs nothing."""
+    held = {}
+    for name in ("sinkhorn", "independent"):
+        train(small(coupling=name), tmp_path / name, steps=3)
+        with (tmp_path / name / "metrics.csv").open(newline="") as file:
+            held[name] = list(csv.DictReader(file))
+    assert all(0 < float(row["column_error"]) < 1e-3 for row in held["sinkhorn"])
+    assert len({row["column_error"] for row in held["sinkhorn"]}) == 3
+    assert "column_error" not in held["independent"][0]
+
+
 def test_weight_decay_acts_on_matrices_only() -> None:
     module = GenerativeModule(small(), TrainingOptions(weight_decay=0.3))
     decayed, plain = module.configure_optimizers()["optimizer"].param_groups
