@@ -37,7 +37,8 @@ class Modality(NamedTuple):
 class DataSpec:
     """What a data set holds: the shape of a sample, its integer levels or symbols, and its classes.
 
-    shape: (C, H, W) for images, (D,) for vectors, (L,) for sequences of symbols or of sound samples.
+    shape: (C, H, W) for images, (D,) for vectors, (L,) for sequences of symbols or of sound samples, (P, D) for
+        clouds of P points in no order.
     levels: number of integer levels of a value (17 for digits), None for real-valued data.
     classes: number of classes, None for unlabelled data.
     ordered: whether levels have an order (grey levels do, letters do not).
@@ -77,6 +78,10 @@ class DataSpec:
     @property
     def image(self) -> bool:
         return len(self.shape) == 3
+
+    @property
+    def cloud(self) -> bool:
+        return len(self.shape) == 2
 
     @property
     def text(self) -> bool:

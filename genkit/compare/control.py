@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.metrics import Judge
-from genkit.metrics.extractor import PINNED, load_extractor
+from genkit.metrics.extractor import load_extractor, pinned
 from genkit.particles import FeynmanKac, Target
 from genkit.particles.expression import build_target
 from genkit.randomness import keyed_generator
@@ -141,8 +141,9 @@ def measured_control(run: Run, control: Control, judge: Judge, seed: int) -> tup
 
 def seen(x: Tensor, spec: DataSpec) -> list[tuple[str, float]]:
     """The classes that the pinned classifier gives most of its probability to, each with the mean of it."""
-    if spec.name not in PINNED or not spec.levels:
+    name = pinned(spec)
+    if name is None or not spec.levels:
         return []
-    shares = load_extractor(spec.name).predict(x).softmax(1).mean(0)
+    shares = load_extractor(name).predict(x).softmax(1).mean(0)
     names = spec.class_names or tuple(map(str, range(len(shares))))
     return [(names[int(i)], float(shares[i])) for i in shares.argsort(descending=True)[:SEEN]]

@@ -36,7 +36,7 @@ from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose
 from genkit.files import free_name, write_atomically, write_json
 from genkit.metrics import Judge
-from genkit.metrics.extractor import PINNED
+from genkit.metrics.extractor import PINNED, pinned
 from genkit.objectives import Objective
 from genkit.randomness import keyed_generator
 from genkit.recipe import (
@@ -266,8 +266,8 @@ def compare(
             **dataclasses.asdict(options),
             **names_of_samplers(runs.values(), options),
             "samples": judge.count,
-            "extractor": spec.name if spec.name in PINNED else None,
-            "extractor_hash": PINNED.get(spec.name),
+            "extractor": pinned(spec),
+            "extractor_hash": PINNED.get(pinned(spec) or ""),
         },
         "metrics": judge.about(),
         "floor": judge.floors(),
@@ -336,7 +336,7 @@ def evaluated(
     judge = judge or options.judge(run.dataset, options.scorer_of(run))
     plain = json.loads(json.dumps(dataclasses.asdict(options), default=repr))
     plain["scorer"] = judge.scorer.hash if judge.scorer else None  # its hash says who it is
-    extractor = PINNED.get(run.spec.name)
+    extractor = PINNED.get(pinned(run.spec) or "")
     plugins = plugins_behind({*judge.names, *names_in(plain)})
     made_from = [run.hash, run.dataset.hash, plain, extractor, judge.names, plugins]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

@@ -142,6 +142,13 @@ class Dataset(abc.ABC):
     def load(self, name: Literal["train", "test"]) -> Split:
         """Reads or generates one part. Called once for each part."""
 
+    def resized(self, size: int) -> Dataset:
+        """The same data with images of another side, or clouds of another number of points.
+
+        Raises GenkitError for data that are of one size only.
+        """
+        raise GenkitError(f"'{self.spec.name}' has samples of one size only: {self.spec.shape}")
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """What rows ask, where there are several such things: the tasks that `given`, `words` and `pairs` know."""

@@ -7,7 +7,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from genkit.errors import GenkitError
 from genkit.metrics.base import METRICS, DataMetric
-from genkit.metrics.extractor import BLOCK, PINNED, Extractor, load_extractor
+from genkit.metrics.extractor import BLOCK, Extractor, load_extractor, pinned
 from genkit.types import DataSpec
 
 
@@ -29,10 +29,10 @@ class ClassAccuracy(DataMetric, MulticlassAccuracy):
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
         """Whether the data have a pinned extractor."""
-        return spec.name in PINNED
+        return pinned(spec) is not None
 
     def __init__(self, spec: DataSpec, extractor: Extractor | None = None) -> None:
-        extractor = load_extractor(spec.name) if extractor is None else extractor
+        extractor = load_extractor(pinned(spec) or spec.name) if extractor is None else extractor
         super().__init__(num_classes=extractor.classes, average="micro")
         self.spec, self.extractor, self.extractor_hash = spec, extractor, extractor.hash
 

@@ -46,7 +46,7 @@ class DataMetric(Metric):
         Literal["samples", "rows", "labels", "answers", "scored", "parts", "log_prob", "trajectory"]
     ]
     words: ClassVar[str] = ""
-    needs: ClassVar[str] = "values with an order"
+    needs: ClassVar[str] = "values with an order, in places of their own"
     priority: ClassVar[int] = 0
     by_class: ClassVar[bool] = False
     full_state_update = False
@@ -89,7 +89,8 @@ class Mean(DataMetric):
 class TwoSample(DataMetric):
     """A distance between reference rows and samples that needs all of both: write `distance`.
 
-    It is one of numbers, unless `applies` says otherwise: symbols without an order have no differences.
+    It is one of numbers in their places, unless `applies` says otherwise: symbols without an order have no differences,
+    and the points of a cloud no places.
     update(x, real): x (B, *shape). Raises GenkitError for data it does not apply to, rows of another shape, and in
     `compute` for a side with fewer than two rows.
     """
@@ -102,7 +103,7 @@ class TwoSample(DataMetric):
 
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
-        return spec.ordered
+        return spec.ordered and not spec.cloud
 
     def __init__(self, spec: DataSpec) -> None:
         self.require(spec)

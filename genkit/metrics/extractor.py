@@ -1,4 +1,4 @@
-"""The pinned feature extractors: one small classifier for each built-in set of images or sounds.
+"""The pinned feature extractors: one small classifier for each built-in set of images or sounds, and each size of it.
 
     load_extractor("digits")                                              the committed weights, checked
     python -m genkit.metrics.extractor digits --out digits.safetensors    trains them again
@@ -21,14 +21,25 @@ from torch.nn import functional
 
 from genkit.data.base import DATASETS, Dataset, KeyedBatches
 from genkit.errors import GenkitError, choose
+from genkit.types import DataSpec
 
 WEIGHTS = Path(__file__).parent / "weights"
 PINNED = {
     "digits": "65735ec524133d244176e03c1a8e5924bcc4bff9becf1de426653c6723d9be1d",
     "fashion_mnist": "495bee175e97de1e2ff82273cd15cde3e7ebd2e2d71c8958c4bd7650d93a7ad3",
+    "photo_patches_1_16_16": "4448b6a070bd87dff3a8d84618dbe21529ed69fcbd18cef3fcc3f4bb863bb775",
+    "photo_patches_1_32_32": "be19d17bbf2d75b7150247463b638087c79cccac356265b4864db8a291f814c8",
     "spoken_digits": "40637bb5257c4da3d7c379edb7a7824a1237999f20d833b9b86120e6f2f7644c",
 }
-EPOCHS = {"digits": 40, "fashion_mnist": 6, "spoken_digits": 16}
+EPOCHS = {
+    "digits": 40,
+    "fashion_mnist": 6,
+    "photo_patches_1_16_16": 6,
+    "photo_patches_1_32_32": 6,
+    "spoken_digits": 16,
+}
+# Data that are not those of the extractor's name.
+DATA = {f"photo_patches_1_{size}_{size}": {"name": "photo_patches", "size": size} for size in (16, 32)}
 BLOCK = 1024  # rows that go through the network at once
 WINDOW, HOP, BANDS = 256, 160, 32  # of a sound's spectrogram: samples, and bands of equal width
 
@@ -37,8 +48,8 @@ class Extractor(nn.Module):
     """A convolutional classifier whose last hidden layer gives features.
 
     rows -> pictures (B, C, H, W) -> 3 x [convolution 3x3, batch norm, GELU], halving the size in the first
-    (over 16 pixels), after the second, and in the third (sounds) -> linear -> GELU = features (B, 48) ->
-    linear = logits (B, classes).
+    (from 16 pixels on), after the second, and in the third (sounds, and from 32 pixels on) -> linear -> GELU =
+    features (B, 48) -> linear = logits (B, classes).
 
     Images, levels (B, C, H, W), become 2 l / (V - 1) - 1. Sounds (B, T) in [-1, 1] become the logarithm of
     their spectrogram in 32 bands, log(m + 0.01) / 4.
@@ -53,11 +64,12 @@ class Extractor(nn.Module):
         self.shape, self.levels, self.classes = shape, levels, classes
         self.hash, self.accuracy = "", float("nan")
         picture = self.picture(torch.zeros(2, *shape))
+        side = max(picture.shape[2:])
         self.trunk = nn.Sequential(
-            *_layer(picture.shape[1], 32, stride=2 if max(picture.shape[2:]) > 16 else 1),
+            *_layer(picture.shape[1], 32, stride=2 if side >= 16 else 1),
             *_layer(32, 48),
             nn.MaxPool2d(2, ceil_mode=True),
-            *_layer(48, 32, stride=1 if levels else 2),
+            *_layer(48, 32, stride=2 if side >= 32 or not levels else 1),
             nn.Flatten(),
         )
         size = self.trunk(picture).shape[1]
@@ -95,6 +107,12 @@ class Extractor(nn.Module):
 def _layer(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
     convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
     return [convolution, nn.BatchNorm2d(outputs), nn.GELU()]
+
+
+def pinned(spec: DataSpec) -> str | None:
+    """The extractor for such data: that of their name, or of their name and shape; None where there is none."""
+    names = (spec.name, "_".join([spec.name, *map(str, spec.shape)]))
+    return next((name for name in names if name in PINNED), None)
 
 
 def load_extractor(name: str) -> Extractor:
@@ -197,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # sums in one order
     torch.use_deterministic_algorithms(True)
-    data = DATASETS.build(options.data)
+    data = DATASETS.build(DATA.get(options.data, options.data))
     extractor = train_extractor(data, EPOCHS[options.data])
     path = options.out or WEIGHTS / f"{options.data}.safetensors"
     digest = save_extractor(extractor, data, path)

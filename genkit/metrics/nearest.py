@@ -41,7 +41,7 @@ class Nearest(DataMetric):
 
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
-        return spec.ordered
+        return spec.ordered and not spec.cloud
 
     def __init__(self, spec: DataSpec) -> None:
         self.require(spec)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.metrics.base import METRICS, DataMetric, gathered
-from genkit.metrics.extractor import BLOCK, PINNED, Extractor, load_extractor
+from genkit.metrics.extractor import BLOCK, Extractor, load_extractor, pinned
 from genkit.types import DataSpec
 
 
@@ -31,12 +31,12 @@ class Manifolds(DataMetric):
     @classmethod
     def applies(cls, spec: DataSpec) -> bool:
         """Whether the data have a pinned extractor."""
-        return spec.name in PINNED
+        return pinned(spec) is not None
 
     def __init__(self, spec: DataSpec, k: int = 3, extractor: Extractor | None = None) -> None:
         if k < 1:
             raise GenkitError(f"k must be at least 1, not {k}")
-        extractor = load_extractor(spec.name) if extractor is None else extractor
+        extractor = load_extractor(pinned(spec) or spec.name) if extractor is None else extractor
         super().__init__()
         self.spec, self.k, self.extractor, self.extractor_hash = spec, k, extractor, extractor.hash
         self.add_state("real", [], dist_reduce_fx="cat")

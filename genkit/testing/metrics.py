@@ -18,7 +18,13 @@ from genkit.randomness import keyed_generator
 from genkit.testing.laws import Finding, Laws, at_most, both
 from genkit.types import DataSpec, LogProb
 
-DATA = ("digits", "moons", "pydoc", "trimodal")
+DATA: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "moons": {},
+    "pydoc": {},
+    "shapes": {"points": 24, "n_train": 200, "n_test": 100},
+    "trimodal": {},
+}
 ROWS = 96
 READS = get_args(get_args(get_type_hints(DataMetric)["reads"])[0])
 NUMBERS = {"samples", "rows", "labels", "answers", "scored"}  # what gives one number
@@ -28,7 +34,7 @@ Feed = Callable[[DataMetric, Tensor], None]  # updates a metric with the rows of
 
 @lru_cache(maxsize=len(DATA))
 def data_set(name: str) -> Dataset:
-    return DATASETS.build(name)
+    return DATASETS.build(name, **DATA[name])
 
 
 @dataclass

@@ -137,7 +137,10 @@ def test_a_data_set_is_what_its_spec_says(name: str) -> None:
             low, high = int(x.min()), int(x.max())
             assert low >= 0
             assert high < spec.levels
-            assert not spec.ordered or (low, high) == (0, spec.levels - 1)  # a letter may be missing
+            missing = (
+                spec.levels // 100
+            )  # of many levels those at the ends may be missing, and any letter may
+            assert not spec.ordered or max(low, spec.levels - 1 - high) <= missing
         assert (y is None) == (spec.classes is None)
         if y is not None:
             assert y.unique().tolist() == list(range(spec.classes or 0))

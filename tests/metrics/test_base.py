@@ -6,12 +6,15 @@ import torch
 from genkit.data import DATASETS
 from genkit.errors import GenkitError
 from genkit.metrics import METRICS
+from genkit.metrics.clouds import OfClouds
 
 DIGITS, PYDOC, MOONS = (DATASETS.build(name) for name in ("digits", "pydoc", "moons"))
 DISTANCES = [
     name
     for name in METRICS.names()
-    if METRICS.get(name).reads == "samples" and not METRICS.get(name).higher_is_better
+    if METRICS.get(name).reads == "samples"
+    and not METRICS.get(name).higher_is_better
+    and not issubclass(METRICS.get(name), OfClouds)  # no distances
 ]
 
 
@@ -34,6 +37,7 @@ NUMBERS = {"sliced_wasserstein", "energy_distance", "nearest"}
 APPLY = {
     "digits": NUMBERS | {"frechet", "accuracy", "precision", "recall"},
     "moons": NUMBERS | {"wasserstein", "class_wasserstein", "path_energy"},
+    "shapes": {"cloud_neighbours", "cloud_matching", "cloud_coverage"},
     "pydoc": {"ngrams", "sample_entropy", "generative_perplexity"},
 }
 

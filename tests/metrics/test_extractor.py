@@ -10,18 +10,27 @@ from genkit.data import DATASETS
 from genkit.errors import GenkitError
 from genkit.metrics import extractor as module
 from genkit.metrics.extractor import (
+    DATA,
     PINNED,
     WEIGHTS,
     Extractor,
     load_extractor,
     main,
+    pinned,
     save_extractor,
     train_extractor,
 )
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("digits", 0.98), ("fashion_mnist", 0.90), ("spoken_digits", 0.97)]
+    ("name", "least"),
+    [
+        ("digits", 0.98),
+        ("fashion_mnist", 0.90),
+        ("photo_patches_1_16_16", 0.97),
+        ("photo_patches_1_32_32", 0.97),
+        ("spoken_digits", 0.97),
+    ],
 )
 def test_the_committed_weights_are_pinned_small_and_good(name, least):
     extractor = load_extractor(name)
@@ -30,7 +39,8 @@ def test_the_committed_weights_are_pinned_small_and_good(name, least):
     assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 500_000
     assert not extractor.training
     assert not any(parameter.requires_grad for parameter in extractor.parameters())
-    spec = DATASETS.get(name).spec
+    spec = DATASETS.build(DATA[name]).spec if name in DATA else DATASETS.get(name).spec
+    assert pinned(spec) == name
     assert (extractor.shape, extractor.levels, extractor.classes) == (spec.shape, spec.levels, spec.classes)
 
 
