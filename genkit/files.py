@@ -16,10 +16,12 @@ from genkit.errors import GenkitError
 def read_bytes(path: Path, what: str) -> bytes:
     """The content of a file that an error calls `what`.
 
-    Raises GenkitError for a file that is missing (naming the nearest one beside it), a folder, and what cannot
-    be read.
+    Raises GenkitError for a file that is missing (naming the nearest one beside it), a folder, a device or pipe, which
+    may have no end, and what cannot be read.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise GenkitError(f"{what} {path} is no file, but a device or a pipe")
         return path.read_bytes()
     except IsADirectoryError:
         raise GenkitError(f"{what} {path} is a folder; give a file in it") from None
@@ -38,7 +40,8 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # new, so never what a link leads to
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -60,4 +63,15 @@ def write_json(path: Path, content: Any) -> None:
 
 def free_name(name: object) -> bool:
     """Whether a folder of that name lies just where it is made."""
-    return isinstance(name, str) and Path(name).name == name and not name.startswith(".")
+    return isinstance(name, str) and Path(name).name == name.strip() != "" and name.isprintable() and name[0] != "."
+
+
+def check_links(folder: Path) -> None:
+    """Raises GenkitError for a symbolic link in `folder` that leads out of it: what is written there would land
+    elsewhere."""
+    root = folder.resolve()
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise GenkitError(
+                f"{path} is a symbolic link out of the folder, to {path.resolve()}: remove it, or choose another --out"
+            )

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from genkit.errors import GenkitError
-from genkit.files import write_json
+from genkit.files import check_links, write_json
 
 OF_ALL = (
     "RANK",
@@ -36,7 +36,7 @@ def rank() -> int:
 def locked(folder: Path) -> Iterator[None]:
     """Holds a run folder for this process until it ends, however it ends. Only the first process of a run takes it.
 
-    Raises GenkitError, which names the holder, when another process has it.
+    Raises GenkitError, which names the holder, when another process has it, and for a link out of the folder.
     """
     if rank() > 0:
         yield
@@ -45,6 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        check_links(folder)
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout:
@@ -52,7 +53,7 @@ def locked(folder: Path) -> Iterator[None]:
             who = "process {pid} on {host}, since {since}".format_map(
                 json.loads((folder / HOLDER).read_text())
             )
-        except (OSError, ValueError, KeyError):  # it has taken the lock just now
+        except (OSError, ValueError, KeyError, TypeError):  # it has taken the lock just now
             who = "another process"
         raise GenkitError(
             f"{folder} is being written by {who}: wait until it ends, or choose another --out"

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ SECTIONS: dict[str, type] = {
     "sampling": SamplingOptions,
 }
 KEYS = ("name", "seed", "plugins", "data", "objective", "paper", "expected", *SECTIONS)
+COSTS = ("steps", "seconds", "tokens", "parameters", "backbone_parameters")  # in environment.json, at the end
 # What does not change the trained weights, and so is not part of a run's fingerprint.
 BESIDE = ("name", "plugins", "trainer", "sampling", "paper", "expected")
 
@@ -91,7 +93,9 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
     """A YAML file with `key=value` overrides as plain data. Raises GenkitError for what is not that."""
     path = Path(path)
     try:
-        plain = override(OmegaConf.load(path), overrides)
+        config = OmegaConf.load(path)
+        check_plain(OmegaConf.to_container(config), str(path))
+        plain = override(config, overrides)
     except GenkitError:
         raise
     except FileNotFoundError:
@@ -109,18 +113,47 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
 
 
 def override(config: Any, overrides: Iterable[str]) -> Any:
-    """`config` with `key=value` laid over it, as plain data. Raises GenkitError for what is not of that form."""
+    """`config` with `key=value` laid over it, as plain data; `${section.key}` stands for another value of it.
+
+    Raises GenkitError for what is not of that form, and what is no plain data.
+    """
     config = OmegaConf.create(config)
+    check_plain(OmegaConf.to_container(config))
     for text in overrides:
         key, equals, _ = text.partition("=")
         if not equals or not key.strip(".="):
             raise GenkitError(f"an override is key=value, such as training.steps=500, not '{text}'")
         try:
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([text]))
+            given = OmegaConf.from_dotlist([text])
+            check_plain(OmegaConf.to_container(given))
+            if not given:  # a key that OmegaConf takes for none
+                raise GenkitError("its key is no name, or several with dots between them")
+            config = OmegaConf.merge(config, given)
         except Exception as error:  # OmegaConf's, and those of the YAML reader for the value
             detail = " ".join(str(error).split())
             raise GenkitError(f"the override '{text}' cannot be applied: {detail}") from None
     return OmegaConf.to_container(config, resolve=True)
+
+
+def check_plain(value: Any, where: str = "") -> None:
+    """Raises GenkitError unless `value` is numbers, texts, lists and mappings, and refers to nothing but itself.
+
+    OmegaConf's resolvers, such as `${oc.env:HOME}`, take values from elsewhere, or run what some library registered.
+    """
+    place = f"{where}: " if where else ""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            check_plain(entry, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for i, entry in enumerate(value):
+            check_plain(entry, f"{where}[{i}]")
+    elif isinstance(value, str):
+        if "\0" in value:
+            raise GenkitError(f"{place}a null character")
+        if "${" in re.sub(r"\$\{[\w.\[\]-]+\}", "", value):
+            raise GenkitError(f"{place}{value!r} is no ${{section.key}}, and a recipe takes values from nowhere else")
+    elif not isinstance(value, (bool, int, float, type(None))):
+        raise GenkitError(f"{place}a {type(value).__name__} is no number, text, list or mapping")
 
 
 def _nearest_file(path: Path) -> str:
@@ -466,17 +499,28 @@ def load(
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         about = json.loads(metadata["genkit"])
         spec = DataSpec.of(about["spec"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise GenkitError(f"{weights} is corrupt, or was not written by genkit: {error}") from None
     if "hash" in about and about["hash"] != weights_hash(state):
         raise GenkitError(f"{weights} is corrupt: its weights are not those that were written")
+    check_fit(recipe, spec, state, weights)
     objective = recipe.objective(spec).to(device)
-    try:
-        objective.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise GenkitError(f"{weights} does not fit {folder / 'recipe.yaml'}: {first}") from None
+    objective.load_state_dict(state)
     return Run(folder, recipe, objective.eval().requires_grad_(False), read_environment(folder))
+
+
+def check_fit(recipe: Recipe, spec: DataSpec, state: Mapping[str, Tensor], weights: Path) -> None:
+    """Raises GenkitError unless a recipe's model of such data has weights of these names and shapes, before memory is
+    taken for it: both come from files."""
+    try:
+        wanted = {key: tuple(value.shape) for key, value in recipe.check(spec).state_dict().items()}
+    except Exception as error:
+        raise GenkitError(f"{weights} does not fit {recipe.source}: {error}") from None
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    for key in sorted({*wanted, *found}):
+        if wanted.get(key) != found.get(key):
+            ours, theirs = (str(shapes.get(key, "missing")) for shapes in (wanted, found))
+            raise GenkitError(f"{weights} does not fit {recipe.source}: {key} is {theirs}, not {ours}")
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
@@ -589,12 +633,16 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """environment.json of a run folder, empty where there is none."""
+    """environment.json of a run folder, empty where there is none. Raises GenkitError for a corrupt one."""
     path = folder / "environment.json"
     try:
         found = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GenkitError(f"{path} is corrupt: {error}") from None
     if not isinstance(found, dict):
         raise GenkitError(f"{path} is corrupt: it does not hold an object")
+    if found.get("finished"):
+        for key in COSTS:
+            if type(found.get(key)) not in (int, float):
+                raise GenkitError(f"{path} is corrupt: '{key}' is no number, but {found.get(key)!r}")
     return found

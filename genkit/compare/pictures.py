@@ -27,7 +27,8 @@ def writable(path: Path, suffixes: tuple[str, ...] = ()) -> None:
             raise IsADirectoryError(21, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f".{path.name}.probe")
-        probe.touch()
+        probe.unlink(missing_ok=True)
+        probe.touch(exist_ok=False)  # new, so never what a link leads to
         probe.unlink()
     except OSError as error:
         raise GenkitError(f"cannot write {path}: {error.strerror}") from None

@@ -6,7 +6,6 @@ recipe with `arms` ── one Recipe an arm and seed ── train ── evaluat
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import hashlib
 import itertools
@@ -34,7 +33,7 @@ from genkit.compare.evaluate import (
 )
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose
-from genkit.files import free_name, write_atomically, write_json
+from genkit.files import check_links, free_name, write_atomically, write_json
 from genkit.metrics import Judge
 from genkit.metrics.extractor import PINNED, pinned
 from genkit.objectives import Objective
@@ -51,6 +50,7 @@ from genkit.recipe import (
 )
 from genkit.registry import plugins_behind, resolve_options
 from genkit.solvers import SOLVERS
+from genkit.training.callbacks import read_rows
 from genkit.types import DataSpec
 from genkit.unmasking import UNMASKERS
 
@@ -214,6 +214,8 @@ def compare(
     """
     if seeds < 1:
         raise GenkitError(f"--seeds must be at least 1, not {seeds}")
+    if out.is_dir():
+        check_links(out)
     folders = comparison.check()
     options, dataset = comparison.options(), comparison.dataset()
     spec = dataset.spec
@@ -348,7 +350,8 @@ def evaluated(
         run, options, judge, progress=lambda text: listener.message(run.name, text) if listener else None
     )
     write_atomically(samples, lambda file: file.write(save(shown, metadata={"key": key})))
-    write_json(path, {"key": key, "options": plain, "extractor_hash": extractor, "result": result})
+    kept = {"key": key, "options": plain, "extractor_hash": extractor, "result": result}
+    write_json(path, {**kept, "hash": result_hash(json.loads(json.dumps(result)))})
     return result
 
 
@@ -358,9 +361,15 @@ def kept_evaluation(path: Path, samples: Path, key: str) -> dict[str, Any] | Non
         kept = json.loads(path.read_text())
         with safe_open(samples, framework="pt") as file:
             keys = {kept["key"], (file.metadata() or {}).get("key")}
-        return kept["result"] if keys == {key} else None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        whole = kept["hash"] == result_hash(kept["result"])
+        return kept["result"] if keys == {key} and whole else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
         return None
+
+
+def result_hash(result: Any) -> str:
+    """SHA-256 (hex) of the figures of an evaluation, by which a damaged one shows."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 def names_in(options: Any) -> set[str]:
@@ -377,9 +386,12 @@ def names_in(options: Any) -> set[str]:
 
 def curve(run: Run) -> list[list[float]]:
     """[step, loss] of metrics.csv; of distilled energies the loss of regression, which compares with the others'."""
-    with (run.folder / "metrics.csv").open(newline="") as file:
-        rows = [(row["step"], row.get("regression") or row["loss"]) for row in csv.DictReader(file)]
-    return [[int(step), float(loss)] for step, loss in rows if loss]
+    path = run.folder / "metrics.csv"
+    rows = [(row["step"], row.get("regression") or row.get("loss")) for row in read_rows(path)]
+    try:
+        return [[int(step), float(loss)] for step, loss in rows if loss]
+    except ValueError as error:
+        raise GenkitError(f"{path} is corrupt: {error}; remove it") from None
 
 
 def save_data(run: Run, out: Path, options: EvaluationOptions) -> list[str] | None:

@@ -134,14 +134,16 @@ class Distilled(Coupling):
         if not path.exists():
             copies = [self._codes(data, torch.arange(len(data)), copy) for copy in range(self.copies)]
             found = {key: torch.stack([c[key] for c in copies], 1) for key in ("x0", "x1")}
-            metadata = {"genkit": json.dumps(ours)}
+            metadata = {"genkit": json.dumps({**ours, "hash": digest(found)})}
             write_atomically(path, lambda file: file.write(save(found, metadata=metadata)))
             return found
         try:
             with safe_open(path, framework="pt") as file:
                 theirs = json.loads((file.metadata() or {})["genkit"])
                 found = {key: file.get_tensor(key) for key in ("x0", "x1")}
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            if theirs["hash"] != digest(found):
+                raise ValueError("its codes are not those that were written")
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise GenkitError(f"{path} is no cache of codes, or corrupt: {error}; remove it") from None
         for key, what in (
             ("teacher", "teacher"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import wave
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +30,9 @@ def read_wav(path: str | Path, rate: int) -> Tensor:
             content = file.readframes(file.getnframes())
     except OSError as error:
         raise GenkitError(f"cannot read {path}: {error.strerror or error}") from None
-    except (wave.Error, EOFError) as error:
+        if not 1 <= width <= 4:
+            raise wave.Error(f"{8 * width} bits a sample")
+    except (wave.Error, EOFError, RuntimeError, struct.error) as error:
         convert = f"sox {path} -r {rate} -c 1 -b 16 -e signed-integer converted.wav"
         raise GenkitError(
             f"{path} is not a WAV file of plain PCM ({error or 'it ends early'}); `{convert}` makes one"

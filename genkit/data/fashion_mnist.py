@@ -20,6 +20,7 @@ PLACES = ("/usr/share/datasets/fashion-mnist", "data/fashion-mnist")
 NAMES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
+LARGEST = 2**28  # bytes of an idx file: five times the images to train on
 HUB = "zalando-datasets/fashion_mnist"
 MENDING = "install Debian's package (apt install dataset-fashion-mnist) or give its folder as root=PATH"
 
@@ -64,7 +65,7 @@ class FashionMNIST(Dataset):
     def _read(self, place: Path, name: str) -> TensorSplit:
         images, labels = _files(place, name)
         x, y = read_idx(images), read_idx(labels)
-        if x.shape[1:] != self.spec.shape[1:]:
+        if x.shape[1:] != self.spec.shape[1:] or len(x) == 0:
             raise GenkitError(f"{images} holds arrays of shape {tuple(x.shape)}, not images of 28x28")
         if y.shape != x.shape[:1] or int(y.max()) >= len(NAMES):
             raise GenkitError(
@@ -81,12 +82,15 @@ def read_idx(path: Path) -> Tensor:
     Raises GenkitError, naming the file, when it cannot be read, is no idx file, or has another length.
     """
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            content = file.read(LARGEST + 1)  # a small gzip file can unpack to any size
     except (OSError, EOFError, zlib.error) as error:
         raise GenkitError(f"{path} cannot be read: {error}") from error
-    if content[:3] != b"\0\0\x08" or len(content) < 4:
+    if len(content) > LARGEST:
+        raise GenkitError(f"{path} has more than the {LARGEST} bytes that an idx file may have here")
+    if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4:
         raise GenkitError(
             f"{path} is no idx file of bytes: it begins with {content[:4].hex(' ') or 'nothing'}"
         )

@@ -132,6 +132,8 @@ def read_split(path: str, config: str | None, part: str) -> Any:
     """
     import datasets
 
+    if path == "pandas":  # the reader of pickles, which can execute code
+        raise GenkitError("'pandas' is no data set: give its name on the hub, or a folder")
     try:
         return datasets.load_dataset(path, config, split=part)
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -231,10 +233,12 @@ class ImageSplit(Split):
 
 
 def decode(rows: Any, column: str, index: list[int]) -> list[Image.Image]:
-    """The images of some rows. Raises GenkitError for one that is missing or cannot be decoded."""
+    """The images of some rows. Raises GenkitError for one that is missing, cannot be decoded or is far too large."""
+    from PIL import Image
+
     try:
         images = rows[index][column]
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all are Pillow's
         raise GenkitError(
             f"column '{column}' has a damaged image in rows {index[0]}..{index[-1]}: {error}"
         ) from error

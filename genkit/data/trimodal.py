@@ -334,8 +334,8 @@ def read_picture(path: str) -> Tensor:
     try:
         with Image.open(path) as picture:
             grey = numpy.array(picture.convert("L"))
-    except OSError as error:
-        reason = error.strerror or "it is no picture"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all are Pillow's
+        reason = getattr(error, "strerror", None) or "it is no picture, or damaged"
         raise GenkitError(f"cannot read the picture {path}: {reason}") from None
     (height, width), size = grey.shape, SHAPE[1]
     if height != width or height % size:

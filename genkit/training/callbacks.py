@@ -171,6 +171,19 @@ class StopOnSignal(Callback):
         self._previous = {}
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv: a killed run may have left a part of its last one.
+
+    Raises GenkitError for a file that is none.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise GenkitError(f"{path} cannot be read: {error}; remove it") from None
+    return [row for row in rows if (row.get("step") or "").isdecimal() and None not in (*row, *row.values())]
+
+
 class CsvLog(Logger):
     """`metrics.csv`: a row for each logged step. Rows of steps that a resumed run takes again are dropped."""
 
@@ -179,12 +192,8 @@ class CsvLog(Logger):
         self.path, self.fields = path, ["step", "loss"]
         kept: list[dict[str, str]] = []
         if path.exists():
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                kept = [
-                    row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < start
-                ]
-                self.fields = list(reader.fieldnames or self.fields) if kept else self.fields
+            kept = [row for row in read_rows(path) if int(row["step"]) < start]
+            self.fields = list(kept[0]) if kept else self.fields
         if rank() == 0:
             self._write(kept, "w")
 
@@ -193,8 +202,7 @@ class CsvLog(Logger):
         row = {"step": step, **{name: float(value) for name, value in metrics.items() if name != "epoch"}}
         new = [name for name in row if name not in self.fields]
         if new:
-            with self.path.open(newline="") as file:
-                earlier: list[Any] = list(csv.DictReader(file))
+            earlier: list[Any] = read_rows(self.path)
             self.fields += new
             self._write([*earlier, row], "w")
         else:

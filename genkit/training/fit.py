@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,15 +165,29 @@ def check_processes(world: int, path: Path, error: Exception) -> None:
         ) from error
 
 
+PARTS = {"callbacks", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, mapped into memory. Raises GenkitError for a file that is none."""
+    """The content of a checkpoint, mapped into memory. Raises GenkitError for a file that is none, or damaged.
+
+    Nothing in it can execute code. Each part has a checksum (CRC-32), which torch writes but does not read.
+    """
     try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+        if damaged is not None:
+            raise ValueError(f"its part {damaged} is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        lacking = ", ".join(sorted(PARTS - saved.keys()))
+        if lacking:
+            raise ValueError(f"it lacks {lacking}")
         int(saved["global_step"])
         return saved
-    except Exception as error:
+    except Exception as error:  # also those of unpickling, whose further lines advise to run what is in the file
+        reason = (str(error) or type(error).__name__).splitlines()[0].removesuffix(".")
         raise GenkitError(
-            f"{path} cannot be read as a checkpoint ({error}); remove it to train from the start"
+            f"{path} cannot be read as a checkpoint ({reason}); remove it to train from the start"
         ) from error
 
 
