@@ -63,7 +63,12 @@ def write_json(path: Path, content: Any) -> None:
 
 def free_name(name: object) -> bool:
     """Whether a folder of that name lies just where it is made."""
-    return isinstance(name, str) and Path(name).name == name.strip() != "" and name.isprintable() and name[0] != "."
+    return (
+        isinstance(name, str)
+        and Path(name).name == name.strip() != ""
+        and name.isprintable()
+        and name[0] != "."
+    )
 
 
 def check_links(folder: Path) -> None:

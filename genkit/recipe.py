@@ -151,7 +151,9 @@ def check_plain(value: Any, where: str = "") -> None:
         if "\0" in value:
             raise GenkitError(f"{place}a null character")
         if "${" in re.sub(r"\$\{[\w.\[\]-]+\}", "", value):
-            raise GenkitError(f"{place}{value!r} is no ${{section.key}}, and a recipe takes values from nowhere else")
+            raise GenkitError(
+                f"{place}{value!r} is no ${{section.key}}, and a recipe takes values from nowhere else"
+            )
     elif not isinstance(value, (bool, int, float, type(None))):
         raise GenkitError(f"{place}a {type(value).__name__} is no number, text, list or mapping")
 

@@ -27,11 +27,11 @@ def read_wav(path: str | Path, rate: int) -> Tensor:
     try:
         with wave.open(str(path), "rb") as file:
             found, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
+            if width > 4:
+                raise wave.Error(f"{8 * width} bits a sample")
             content = file.readframes(file.getnframes())
     except OSError as error:
         raise GenkitError(f"cannot read {path}: {error.strerror or error}") from None
-        if not 1 <= width <= 4:
-            raise wave.Error(f"{8 * width} bits a sample")
     except (wave.Error, EOFError, RuntimeError, struct.error) as error:
         convert = f"sox {path} -r {rate} -c 1 -b 16 -e signed-integer converted.wav"
         raise GenkitError(

@@ -65,7 +65,7 @@ class FashionMNIST(Dataset):
     def _read(self, place: Path, name: str) -> TensorSplit:
         images, labels = _files(place, name)
         x, y = read_idx(images), read_idx(labels)
-        if x.shape[1:] != self.spec.shape[1:] or len(x) == 0:
+        if x.shape[1:] != self.spec.shape[1:]:
             raise GenkitError(f"{images} holds arrays of shape {tuple(x.shape)}, not images of 28x28")
         if y.shape != x.shape[:1] or int(y.max()) >= len(NAMES):
             raise GenkitError(
@@ -99,6 +99,8 @@ def read_idx(path: Path) -> Tensor:
     if len(content) < start or len(content) != start + math.prod(sizes):
         wanted = f"{start + math.prod(sizes)} bytes for {'x'.join(map(str, sizes))}"
         raise GenkitError(f"{path} is damaged: it has {len(content)} bytes, not {wanted}; get it again")
+    if len(content) == start:
+        raise GenkitError(f"{path} holds no values: its sizes are {'x'.join(map(str, sizes))}")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(sizes)
 
 

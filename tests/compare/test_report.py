@@ -451,6 +451,22 @@ def test_whatever_comes_from_outside_is_escaped(tmp_path):
     assert "<script" not in (tmp_path / "table.md").read_text()
 
 
+def test_names_of_classes_and_texts_of_samples_are_escaped(tmp_path, unillustrated):
+    evil = "</pre></label><script>alert('\"x\"')</script><img src=x onerror=alert(1)>"
+    sounds, text = sound_report(), text_report()
+    sounds["data"]["class_names"] = [evil, evil]
+    save_sounds(sounds, tmp_path)
+    for arm in text["arms"].values():
+        for run in arm["runs"]:
+            run["texts"] = {key: [evil] * len(texts) for key, texts in run["texts"].items()}
+    text["data"]["texts"] = [evil]
+    for report in (sounds, text):
+        page = Page(write_report(report, tmp_path).read_text())
+        assert not page.all("script")
+        assert not page.all("img")
+        assert page.text.count("</label><script>alert(") > 5
+
+
 def test_columns_are_classes_of_conditional_arms_only():
     report = image_report()
     assert conditional(report)
