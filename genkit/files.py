@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +37,10 @@ def read_bytes(path: Path, what: str) -> bytes:
 
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Calls `write` with a new binary file, then puts it in the place of `path`, or leaves `path` as it was."""
+    """Calls `write` with a new binary file, then puts it in the place of `path`, or leaves `path` as it was.
+
+    Raises GenkitError, which says why, such as a full disk.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,8 +50,45 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise GenkitError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        raise GenkitError(f"cannot write {path}: {reason(error)}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be written. torch.save turns a full disk into a RuntimeError, with the cause behind it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes names in it last through a loss of power, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def link_atomically(path: Path, name: Path) -> None:
+    """Gives a file a second name in the same folder, in the place of what had it; a copy where there are no links."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        temporary.replace(name)
+    except OSError as error:
+        raise GenkitError(f"cannot write {name}: {reason(error)}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -250,7 +250,9 @@ class Recipe:
     def fingerprint(self, data_hash: str, teacher_hash: str | None = None) -> str:
         """SHA-256 (hex) of what the weights are a function of: recipe, data, teacher, plug-ins that are used."""
         config = {key: value for key, value in self.config.items() if key not in BESIDE}
-        config["training"] = {k: v for k, v in config["training"].items() if not k.endswith("_every")}
+        config["training"] = {
+            k: v for k, v in config["training"].items() if not k.startswith(("checkpoint_", "log_"))
+        }
         config["objective"] = _without(config["objective"], "teacher")  # its hash says who it is
         config["data"] = _without(config["data"], "codec")  # so does that of the data
         plugins = plugins_behind(set(_find(config, "name")))
@@ -606,6 +608,7 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         seed=recipe.seed,
         trainer=trainer,
         teacher=teacher.objective if teacher else None,
+        made_from={"data": dataset.hash, "teacher": teacher.hash if teacher else None, "recipe": fingerprint},
         report=report,
     )
     if fitted.stopped and fitted.steps < options.physical.steps:
@@ -616,6 +619,8 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         "device": fitted.device,
         "steps": fitted.steps,
         "seconds": fitted.seconds,
+        "bad_steps": fitted.bad_steps,
+        "rollbacks": fitted.rollbacks,
         # all that went through a backbone, also a teacher's that pairs the rows
         "tokens": int(fitted.steps * options.batch_size * objective.tokens.length * objective.passes),
     }

@@ -212,7 +212,7 @@ class KeyedBatches(IterableDataset[Batch]):
     The rows are an endless sequence of epochs, each a permutation of the split keyed by (seed, "data",
     epoch). Step s takes the `batch_size` rows from s * batch_size on (so a batch may span epochs, and may be
     larger than the split), and rank r of `world` its r-th part: joined over ranks, the batch does not depend
-    on the number of processes. To resume, start at another step.
+    on the number of processes. To resume, start at another step. An `attempt` above 0 is part of the key: other orders.
 
     For a loader: DataLoader(batches, batch_size=None), with any number of workers (each takes its turn).
     Raises GenkitError for a batch that is not positive or does not divide by `world`, or a rank outside it.
@@ -228,6 +228,7 @@ class KeyedBatches(IterableDataset[Batch]):
         start: int = 0,
         rank: int = 0,
         world: int = 1,
+        attempt: int = 0,
     ) -> None:
         if not 0 <= rank < world:
             raise GenkitError(f"rank {rank} is none of {world} processes, which count from 0")
@@ -239,7 +240,7 @@ class KeyedBatches(IterableDataset[Batch]):
         if not 0 <= start <= stop:
             raise GenkitError(f"steps run from {start} to {stop}: start must be in 0..stop")
         self.split, self.batch_size, self.seed = split, batch_size, seed
-        self.start, self.stop, self.rank, self.world = start, stop, rank, world
+        self.start, self.stop, self.rank, self.world, self.attempt = start, stop, rank, world, attempt
         self._epoch = (-1, torch.empty(0))  # the last order, not to draw it again
 
     def __iter__(self) -> Iterator[Batch]:
@@ -265,6 +266,7 @@ class KeyedBatches(IterableDataset[Batch]):
     def permutation(self, epoch: int) -> Tensor:
         """The order (N,) of the rows in one epoch."""
         if self._epoch[0] != epoch:
-            generator = keyed_generator(self.seed, "data", epoch)
+            again = ("attempt", self.attempt) if self.attempt else ()
+            generator = keyed_generator(self.seed, "data", epoch, *again)
             self._epoch = (epoch, torch.randperm(len(self.split), generator=generator))
         return self._epoch[1]

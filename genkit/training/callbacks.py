@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import pickle
 import signal
 import threading
 import time
@@ -20,10 +22,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from genkit.errors import GenkitError
-from genkit.files import write_atomically
+from genkit.errors import GenkitError, choose
+from genkit.files import link_atomically, write_atomically
 from genkit.processes import rank
+from genkit.training.bad_steps import BadSteps
 from genkit.training.module import GenerativeModule
+from genkit.training.options import TrainingOptions
 
 Report = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -78,15 +82,21 @@ def ends_step(module: LightningModule, outputs: Any, batch: Any, batch_index: in
 
 
 class StepCheckpoint(Checkpoint):
-    """`checkpoints/last.ckpt` every `every` steps, at the end and at a stop: always whole steps, finite weights.
+    """`checkpoints/last.ckpt` when it is due, at the end and at a stop: always whole steps, finite weights.
 
-    A signal (Ctrl-C) lets the step under way finish. Also keeps the seconds of training, over resumes.
+    A signal (Ctrl-C) lets the step under way finish. Also keeps the seconds of training, over resumes, and beside it
+    `best.ckpt`, that of the lowest mean of a logged value since the checkpoint before. All processes go by one clock.
     """
 
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
+    clock = staticmethod(time.monotonic)  # in seconds
+
+    def __init__(self, path: Path, options: TrainingOptions, bad: BadSteps) -> None:
+        self.path, self.best, self.options, self.bad = path, path.with_name("best.ckpt"), options, bad
         self.saved_step: int | None = None
-        self.seconds, self._since = 0.0, 0.0
+        self.seconds, self._since, self._saved = 0.0, 0.0, 0.0
+        self.values: list[Tensor] = []  # since the last checkpoint, on the device
+        self.mean: float | None = None
+        self.lowest: float | None = None  # of the best checkpoint, once it was read
 
     @property
     def last_good(self) -> str:
@@ -97,40 +107,90 @@ class StepCheckpoint(Checkpoint):
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.perf_counter()
+        self._since, self._saved = time.perf_counter(), self.clock()
+        if self.options.on_bad_step == "rollback" and not self.path.exists():
+            self.save(trainer)
+        self.keep_best(trainer)  # a kill may have come between
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps or trainer.should_stop
-        if not due or step == self.saved_step or not ends_step(pl_module, *batch):
+        if not ends_step(pl_module, *batch) or trainer.global_step == self.saved_step or self.bad.roll_back:
+            return
+        if self.options.checkpoint_best is not None:
+            found = trainer.callback_metrics
+            if self.options.checkpoint_best not in found:
+                raise GenkitError(
+                    f"training: checkpoint_best: {choose(self.options.checkpoint_best, found, 'logged value')}"
+                )
+            self.values.append(found[self.options.checkpoint_best])
+        if not self.due(trainer):
             return
         assert isinstance(pl_module, GenerativeModule)
-        pl_module.check_finite(self.last_good)
-        trainer.save_checkpoint(self.path)
-        self.saved_step = step
+        self.bad.look(pl_module, self.last_good, weights=True)
+        if not self.bad.roll_back:
+            self.save(trainer)
+            self.keep_best(trainer)
+
+    def due(self, trainer: Trainer) -> bool:
+        step, minutes = trainer.global_step, self.options.checkpoint_minutes
+        if step % self.options.checkpoint_every == 0 or step == trainer.max_steps or trainer.should_stop:
+            return True
+        return minutes is not None and any_process(trainer, self.clock() - self._saved >= 60 * minutes)
+
+    def save(self, trainer: Trainer) -> None:
+        self.mean = float(torch.stack(self.values).mean()) if self.values else None
+        self.values.clear()
+        try:
+            trainer.save_checkpoint(self.path)
+        except GenkitError as error:
+            raise GenkitError(f"{error}; {self.last_good}: the same command goes on from there") from error
+        self.saved_step, self._saved = trainer.global_step, self.clock()
+
+    def keep_best(self, trainer: Trainer) -> None:
+        if self.mean is None or self.options.checkpoint_best is None or not trainer.is_global_zero:
+            return
+        if self.lowest is None:
+            self.lowest = self.mean_of_best()
+        if self.mean < self.lowest:
+            link_atomically(self.path, self.best)
+            self.lowest = self.mean
+
+    def mean_of_best(self) -> float:
+        """The mean before the best checkpoint; infinite where there is none."""
+        try:
+            saved = torch.load(self.best, map_location="cpu", weights_only=True, mmap=True)
+            return float(saved["callbacks"]["StepCheckpoint"]["mean"])
+        except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError):
+            return math.inf
 
     def state_dict(self) -> dict[str, Any]:
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "mean": self.mean}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = state_dict["seconds"]
+        self.seconds, self.mean = state_dict["seconds"], state_dict.get("mean")
+
+
+def any_process(trainer: Trainer, flag: bool) -> bool:
+    """Whether it is so in any process; all must ask."""
+    if trainer.world_size == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=trainer.strategy.root_device)
+    return bool(trainer.strategy.reduce(flags, reduce_op="max"))
 
 
 class Watch(Callback):
-    """Every `every` steps: stops a run whose loss is no longer finite, and tells `report(step, steps, loss)`."""
+    """Every `every` steps: looks for bad steps, and tells `report(step, steps, loss)`."""
 
     def __init__(self, checkpoint: StepCheckpoint, report: Report | None, every: int) -> None:
         self.checkpoint, self.report, self.every = checkpoint, report, every
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         step = trainer.global_step
-        if step % self.every and step != trainer.max_steps:
+        if (step % self.every and step != trainer.max_steps) or not ends_step(pl_module, *batch):
             return
         assert isinstance(pl_module, GenerativeModule)
-        if pl_module.bad_step >= 0:
-            pl_module.check_finite(self.checkpoint.last_good)
+        self.checkpoint.bad.look(pl_module, self.checkpoint.last_good)
         if self.report is not None:
             self.report(step, trainer.max_steps, float(trainer.callback_metrics["loss"]))
 

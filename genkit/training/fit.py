@@ -6,6 +6,7 @@ import logging
 import platform
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from genkit.data.base import KeyedBatches, Split
 from genkit.errors import GenkitError
 from genkit.objectives import Objective
 from genkit.training.ahead import Ahead, Prepared
+from genkit.training.bad_steps import BadSteps
 from genkit.training.callbacks import (
     EMA,
     AtomicCheckpointIO,
@@ -37,12 +39,15 @@ from genkit.training.options import TrainerOptions, TrainingOptions
 
 @dataclass
 class Fitted:
-    """How training ended: steps taken, seconds over all resumes, on what device, and the signal that ended it."""
+    """How training ended: steps taken, seconds over all resumes, on what device, the signal that ended it, and how many
+    steps were bad and how often it went back."""
 
     steps: int
     seconds: float
     device: str
     stopped: int | None
+    bad_steps: int
+    rollbacks: int
 
 
 class Loader(L.LightningDataModule):
@@ -65,6 +70,7 @@ class Loader(L.LightningDataModule):
             stop=self.options.physical.steps * parts,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            attempt=module.attempt,
         )
         return DataLoader(Ahead(batches, module.prepare, beside=device.type != "cpu"), batch_size=None)
 
@@ -78,40 +84,85 @@ def fit(
     seed: int = 0,
     trainer: TrainerOptions | None = None,
     teacher: Any = None,
+    made_from: Mapping[str, str | None] | None = None,
     report: Report | None = None,
     tensorboard: bool = True,
 ) -> Fitted:
     """Trains for the steps of options.physical, going on from `folder`/checkpoints/last.ckpt where there is one.
 
+    made_from: what the checkpoint is kept with, and must have been made from: hashes of the teacher, the data, ...
     The objective ends on the CPU, with the averaged weights of the last checkpoint. Raises GenkitError for a
-    loss that is not finite, a trainer that cannot be had, and a checkpoint that cannot be read or is of
-    another model.
+    loss that is not finite, a trainer that cannot be had, and a checkpoint that cannot be read, is of another
+    model, or was made from something else.
     """
-    trainer, physical = trainer or TrainerOptions(), options.physical
+    trainer, identity = trainer or TrainerOptions(), dict(made_from or {})
     quiet()
     objective.setup(split, teacher)
-    module = GenerativeModule(objective, options, seed=seed, draws=trainer.draws)
     last = folder / "checkpoints" / "last.ckpt"
-    saved = read_checkpoint(last) if last.exists() else {}
-    start = int(saved.get("global_step", 0))
-    checkpoint = StepCheckpoint(last, options.checkpoint_every)
-    stop = StopOnSignal()
-    callbacks: list[L.Callback] = [checkpoint, stop, Watch(checkpoint, report, options.log_every)]
-    if options.ema:
-        callbacks.append(EMA(physical.ema, physical.kappa))
-    if options.clip and options.logical_batch:
-        callbacks.append(Clipping(options.clip))
-    loggers: list[Any] = [CsvLog(folder / "metrics.csv", start=start)]
-    if tensorboard:
-        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+    attempt = None
+    while True:
+        saved = read_checkpoint(last) if last.exists() else {}
+        check_made_from(last, saved.get("made_from", identity), identity)
+        start = int(saved.get("global_step", 0))
+        attempt = of_bad_steps(saved, "attempt") if attempt is None else attempt + 1
+        module = GenerativeModule(
+            objective, options, seed=seed, draws=trainer.draws, attempt=attempt, made_from=identity
+        )
+        bad, stop = BadSteps(options, attempt), StopOnSignal()
+        checkpoint = StepCheckpoint(last, options, bad)
+        callbacks = [checkpoint, bad, stop, Watch(checkpoint, report, options.log_every)]
+        if options.ema:
+            callbacks.append(EMA(options.physical.ema, options.physical.kappa))
+        if options.clip and options.logical_batch:
+            callbacks.append(Clipping(options.clip))
+        loggers: list[Any] = [CsvLog(folder / "metrics.csv", start=start)]
+        if tensorboard:
+            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+        lightning = build_trainer(trainer, options, folder, callbacks, loggers)
+        try:
+            if start < options.physical.steps:
+                loader = Loader(split, options, seed)
+                lightning.fit(module, loader, ckpt_path=str(last) if saved else None, weights_only=True)
+            if bad.roll_back:
+                continue
+            saved = read_checkpoint(last)
+            prefix = "objective."
+            state = {
+                key.removeprefix(prefix): v
+                for key, v in saved["state_dict"].items()
+                if key.startswith(prefix)
+            }
+            objective.cpu().load_state_dict(state)
+        except (RuntimeError, KeyError) as error:
+            check_other_model(last, error)
+            check_processes(lightning.world_size, last, error)
+            raise
+        return Fitted(
+            steps=int(saved["global_step"]),
+            seconds=saved["callbacks"]["StepCheckpoint"]["seconds"],
+            device=device_name(lightning.strategy.root_device),
+            stopped=stop.received,
+            bad_steps=of_bad_steps(saved, "total"),
+            rollbacks=of_bad_steps(saved, "attempt"),
+        )
+
+
+def build_trainer(
+    trainer: TrainerOptions,
+    options: TrainingOptions,
+    folder: Path,
+    callbacks: list[L.Callback],
+    loggers: list[Any],
+) -> L.Trainer:
+    """Raises GenkitError for a trainer that cannot be had."""
     try:
-        lightning = L.Trainer(
+        return L.Trainer(
             accelerator=trainer.accelerator,
             devices=trainer.devices,
             strategy=trainer.strategy,
             num_nodes=trainer.num_nodes,
             precision="bf16-mixed" if options.precision == "bf16" else "32-true",
-            max_steps=physical.steps,
+            max_steps=options.physical.steps,
             max_epochs=-1,
             accumulate_grad_batches=options.accumulate,
             gradient_clip_val=options.clip,
@@ -126,26 +177,26 @@ def fit(
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise GenkitError(f"trainer: {error}") from error
-    try:
-        if start < physical.steps:
-            loader = Loader(split, options, seed)
-            lightning.fit(module, loader, ckpt_path=str(last) if start else None, weights_only=True)
-        saved = read_checkpoint(last)
-        prefix = "objective."
-        state = {
-            key.removeprefix(prefix): v for key, v in saved["state_dict"].items() if key.startswith(prefix)
-        }
-        objective.cpu().load_state_dict(state)
-    except (RuntimeError, KeyError) as error:
-        check_other_model(last, error)
-        check_processes(lightning.world_size, last, error)
-        raise
-    root = lightning.strategy.root_device
-    device = (
-        torch.cuda.get_device_name(root) if root.type == "cuda" else f"{root.type} ({platform.machine()})"
-    )
-    seconds = saved["callbacks"]["StepCheckpoint"]["seconds"]
-    return Fitted(int(saved["global_step"]), seconds, device, stop.received)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()})"
+
+
+def of_bad_steps(saved: Mapping[str, Any], name: str) -> int:
+    """A count of the callback BadSteps in a checkpoint, 0 in one that has none."""
+    return int(saved.get("callbacks", {}).get("BadSteps", {}).get(name, 0))
+
+
+def check_made_from(path: Path, held: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
+    """Raises GenkitError, which names what is another, for a checkpoint that was made from something else."""
+    for what in now:
+        if held.get(what) != now[what]:
+            raise GenkitError(
+                f"{path} was trained with another {what}: go on with the same one, or choose another --out"
+            )
 
 
 def check_other_model(path: Path, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -19,22 +20,34 @@ from genkit.types import Batch
 
 
 class GenerativeModule(L.LightningModule):
-    """Trains an objective. All draws of a step come from (seed, "train", step, part, rank), also torch's own."""
+    """Trains an objective. All draws of a step come from (seed, "train", step, part, rank), also torch's own.
+
+    attempt: above 0 for a run that went back to a checkpoint; it is then part of that key. made_from: kept in
+    checkpoints.
+    """
 
     def __init__(
-        self, objective: Objective, options: TrainingOptions, *, seed: int = 0, draws: Draws = "rank"
+        self,
+        objective: Objective,
+        options: TrainingOptions,
+        *,
+        seed: int = 0,
+        draws: Draws = "rank",
+        attempt: int = 0,
+        made_from: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         self.objective, self.options, self.seed, self.draws = objective, options, seed, draws
-        self.first_bad = torch.tensor(-1)  # no buffer: each process keeps its own
-
-    def on_fit_start(self) -> None:
-        self.first_bad = self.first_bad.to(self.device)
+        self.attempt, self.made_from = attempt, dict(made_from or {})
+        self.losses: list[Tensor] = []  # of the parts of the step under way
 
     def prepare(self, batch: Batch, number: int) -> Prepared:
         """What the step of the number-th batch trains on. It may run in another thread, ahead of the step."""
         step, part = divmod(number, self.options.accumulate)
-        key, rank, world = (self.seed, "train", step, part), self.global_rank, self.trainer.world_size
+        key: tuple[Any, ...] = (self.seed, "train", step, part)
+        if self.attempt:
+            key = (*key, "attempt", self.attempt)
+        rank, world = self.global_rank, self.trainer.world_size
         if self.draws == "global" and world > 1:
             generator: torch.Generator = RankGenerator.keyed(*key, rank=rank, world=world, device=self.device)
         else:
@@ -49,32 +62,24 @@ class GenerativeModule(L.LightningModule):
         torch.manual_seed(generator.initial_seed())  # dropout
         logs = self.objective.loss(batch, generator=generator)
         loss = logs["loss"]
-        newly_bad = (self.first_bad < 0) & ~torch.isfinite(loss.detach())
-        self.first_bad = torch.where(newly_bad, self.global_step, self.first_bad)
+        self.losses.append(loss.detach())
         together = self.trainer.world_size > 1
         self.log_dict({name: value.detach() for name, value in logs.items()}, sync_dist=together)
         return loss
 
-    @property
-    def bad_step(self) -> int:
-        """The step at which a loss was not finite, of any process; -1 for none."""
-        if self.trainer.world_size > 1:
-            return int(self.trainer.strategy.reduce(self.first_bad.float(), reduce_op="max"))
-        return int(self.first_bad)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["made_from"] = self.made_from
 
-    def check_finite(self, last_good: str) -> None:
-        """Raises GenkitError when a loss or a weight is not finite; names the step and the checkpoint `last_good`."""
-        step = self.bad_step
-        weights = torch.stack(torch._foreach_norm([p.detach() for p in self.objective.parameters()]))
-        if step < 0 and bool(torch.isfinite(weights).all()):
-            return
-        where = (
-            f"the loss was not finite at step {step}" if step >= 0 else f"weights at step {self.global_step}"
-        )
-        raise GenkitError(
-            f"training diverged: {where}{'' if step >= 0 else ' are not finite'}; {last_good}. "
-            "A lower training.lr or training.clip, or a longer training.warmup, is the usual cure"
-        )
+    def loss_of_step(self) -> Tensor:
+        """The mean of this process's losses since it was asked last."""
+        loss = torch.stack(self.losses).mean()
+        self.losses.clear()
+        return loss
+
+    def finite(self) -> bool:
+        """Whether all weights are."""
+        norms = torch._foreach_norm([p.detach() for p in self.objective.parameters()])
+        return bool(torch.stack(norms).isfinite().all())
 
     def configure_optimizers(self) -> Any:
         physical = self.options.physical
@@ -84,9 +89,11 @@ class GenerativeModule(L.LightningModule):
             {"params": matrices, "weight_decay": physical.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        # fused: one kernel for all tensors, on CPU too
+        fused = self.device.type != "mps"  # one kernel for all tensors, on CPU too
+        if self.options.on_bad_step == "skip" and not fused:
+            raise GenkitError("training: on_bad_step 'skip' is not for mps; 'stop' and 'rollback' are")
         optimizer = torch.optim.AdamW(
-            groups, lr=physical.lr, betas=physical.betas, eps=physical.eps, fused=self.device.type != "mps"
+            groups, lr=physical.lr, betas=physical.betas, eps=physical.eps, fused=fused
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, choose
 
 Draws = Literal["rank", "global"]
+BAD_STEP = ("stop", "skip", "rollback")
 
 
 class Physical(NamedTuple):
@@ -39,6 +40,15 @@ class TrainingOptions:
     precision: float32, or bf16 autocast around the network.
     accumulate: parts in which a batch is computed.
     checkpoint_every, log_every: optimizer steps that are really taken.
+    checkpoint_minutes: a checkpoint also after so much time; null for none.
+    checkpoint_best: a logged value, such as loss: checkpoints/best.ckpt keeps the checkpoint before which its mean,
+        since the checkpoint before that, was lowest; null for none.
+    on_bad_step: what is done about a step whose loss is not finite, or a spike. `stop` ends the run; `skip` leaves the
+        weights as they were (also where the gradient is not finite); `rollback` goes back to the last checkpoint and
+        on with other batches and draws, so that checkpoint_every then has a say in the result.
+    spike: a loss that is more than so many median absolute deviations above the median of the last 100 is one;
+        null for none.
+    bad_steps: after so many skipped steps in a row, or rollbacks, the run stops.
     """
 
     steps: int = 2000
@@ -56,9 +66,23 @@ class TrainingOptions:
     accumulate: int = 1
     checkpoint_every: int = 500
     log_every: int = 20
+    checkpoint_minutes: float | None = None
+    checkpoint_best: str | None = None
+    on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
+    spike: float | None = None
+    bad_steps: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "lr", "eps", "accumulate", "checkpoint_every", "log_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "lr",
+            "eps",
+            "accumulate",
+            "checkpoint_every",
+            "log_every",
+            "bad_steps",
+        ):
             if not 0 < getattr(self, name) < math.inf:
                 raise GenkitError(f"training: {name} must be positive, not {getattr(self, name)}")
         for name in ("warmup", "weight_decay", "final_lr"):
@@ -66,8 +90,11 @@ class TrainingOptions:
                 raise GenkitError(f"training: {name} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise GenkitError(f"training: ema must be in [0, 1), not {self.ema}")
-        if self.clip is not None and not self.clip > 0:
-            raise GenkitError(f"training: clip must be positive or null, not {self.clip}")
+        for name in ("clip", "spike", "checkpoint_minutes"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise GenkitError(f"training: {name} must be positive or null, not {value}")
+        if self.on_bad_step not in BAD_STEP:
+            raise GenkitError(f"training: {choose(self.on_bad_step, BAD_STEP, 'on_bad_step')}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise GenkitError(f"training: betas must be two numbers in [0, 1), not {self.betas}")
         if self.precision not in ("float32", "bf16"):

@@ -32,7 +32,9 @@ name: moons
 data: moons
 model: {width: 16, depth: 2, heads: 2, patch: 1}
 objective: {name: flow_matching, coupling: {name: ot, scope: global}, times: low_discrepancy}
-training: {steps: STEPS, batch_size: 64, log_every: 1, checkpoint_every: 1, ema: 0.9}
+training:
+  {steps: STEPS, batch_size: 64, log_every: 1, ema: 0.9, checkpoint_every: 1, checkpoint_minutes: 60,
+   checkpoint_best: loss, on_bad_step: skip, spike: 1000}
 trainer: {accelerator: cpu, draws: global}
 """.replace("STEPS", str(STEPS))
 TWO = ("trainer.devices=2", "trainer.strategy=ddp")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ import torch
 
 from genkit.errors import GenkitError
 from genkit.objectives import OBJECTIVES, Objective
+from genkit.objectives.flow_matching import FlowMatching
 from genkit.training import TrainerOptions, TrainingOptions, fit
+from genkit.training.callbacks import AtomicCheckpointIO, StepCheckpoint
 from genkit.training.fit import Fitted
 from tests.objectives.models import IMAGES, build, data_of, model_of, model_options, split
 
@@ -30,6 +36,7 @@ def train(
     name: str = "flow_matching",
     before: Callable[[int], None] | None = None,
     seed: int = 3,
+    made_from: dict[str, str | None] | None = None,
     **options: Any,
 ) -> tuple[Objective, Fitted, list[int]]:
     """Twelve steps with dropout, so that torch's own generator has a say; `before` is called at each batch."""
@@ -54,6 +61,7 @@ def train(
         folder,
         seed=seed,
         trainer=CPU,
+        made_from=made_from,
         tensorboard=False,
     )
     return objective, fitted, batches
@@ -213,3 +221,118 @@ def test_after_a_stop_ctrl_c_means_again_what_it_meant(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     train(tmp_path, before=interrupt_at(2))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+# --- what a checkpoint holds, when one is written, and which are kept -----------------------------------
+
+
+def test_a_checkpoint_holds_all_that_a_run_goes_on_with(tmp_path: Path) -> None:
+    """Last and averaged weights, moments, the schedule, the step that keys all draws, and what they were made from."""
+    objective, _, _ = train(tmp_path, made_from={"teacher": "ab", "data": "cd"}, steps=12)
+    held = saved(tmp_path)
+    assert held["global_step"] == held["lr_schedulers"][0]["last_epoch"] == 12
+    names = {f"objective.{name}" for name in objective.state_dict()}
+    assert set(held["state_dict"]) == set(held["current_model_state"]) == names
+    moments = held["optimizer_states"][0]["state"]
+    assert len(moments) == len(list(objective.parameters()))
+    assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} for state in moments.values())
+    assert held["averaging_state"]["n_averaged"] == 12
+    assert held["made_from"] == {"teacher": "ab", "data": "cd"}
+
+
+@pytest.mark.parametrize("what", ["teacher", "data"])
+def test_a_resume_with_another_teacher_or_data_is_an_error(what: str, tmp_path: Path) -> None:
+    made_from = {"teacher": "ab", "data": "cd"}
+    with pytest.raises(Killed):
+        train(tmp_path, made_from=made_from, before=kill_at(6))
+    with pytest.raises(GenkitError, match=f"last.ckpt was trained with another {what}: go on with"):
+        train(tmp_path, made_from=made_from | {what: "xx"})
+    _, fitted, _ = train(tmp_path, made_from=made_from)
+    assert fitted.steps == 12
+
+
+def steps_of_checkpoints(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    found: list[int] = []
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def watched(self: Any, checkpoint: dict[str, Any], *given: Any, **options: Any) -> None:
+        found.append(checkpoint["global_step"])
+        save(self, checkpoint, *given, **options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", watched)
+    return found
+
+
+def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that runs half a minute a look: once a step, once at the start and once a checkpoint."""
+    now = iter(range(0, 10_000, 30))
+    monkeypatch.setattr(StepCheckpoint, "clock", staticmethod(lambda: next(now)))
+    found = steps_of_checkpoints(monkeypatch)
+    train(tmp_path, checkpoint_minutes=2.0, checkpoint_every=100)
+    assert found == [4, 8, 12]
+
+
+def test_the_checkpoint_of_the_lowest_mean_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means over the steps since the checkpoint before; a kill between the two files loses nothing."""
+    losses = torch.tensor([3.0, 2.0, 1.0, 0.5, 1.5, 0.0, 9.0, 9.0, 0.6, 0.6, 7.0, 7.0])  # 2.5 .75 .75 9 .6 7
+    calls = iter(range(100))
+    loss = FlowMatching.loss
+
+    def given(self: Objective, *args: Any, **options: Any) -> dict[str, torch.Tensor]:
+        return {"loss": loss(self, *args, **options)["loss"] * 0 + losses[next(calls)]}
+
+    monkeypatch.setattr(FlowMatching, "loss", given)
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    train(tmp_path, checkpoint_every=2, checkpoint_best="loss", log_every=1)
+    best = torch.load(path, weights_only=True)
+    assert best["global_step"] == 10
+    assert best["callbacks"]["StepCheckpoint"]["mean"] == pytest.approx(0.6)
+    assert saved(tmp_path)["global_step"] == 12
+    shutil.copy(path, tmp_path / "checkpoints" / "last.ckpt")
+    path.unlink()
+    calls = iter(range(10, 100))
+    train(tmp_path, checkpoint_every=2, checkpoint_best="loss", log_every=1)
+    assert torch.load(path, weights_only=True)["global_step"] == 10
+
+
+def test_the_best_of_a_value_that_is_not_logged_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(GenkitError, match="checkpoint_best: .*'los'.*did you mean 'loss'"):
+        train(tmp_path, checkpoint_best="los")
+
+
+# --- a full disk --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for three checkpoints."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_on_a_full_disk_the_run_stops_and_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
+    whole, _, _ = train(tmp_path / "whole")
+    path = small_disk / "checkpoints" / "last.ckpt"
+
+    def fill(now: int) -> None:
+        if now == 6:
+            with suppress(OSError), (small_disk / "other").open("wb") as file:
+                while file.write(bytes(4096)):
+                    file.flush()
+
+    with pytest.raises(
+        GenkitError,
+        match="cannot write .*last.ckpt: No space left on device; the last good checkpoint is .*last.ckpt: the same",
+    ):
+        train(small_disk, before=fill)
+    assert saved(small_disk)["global_step"] == 4
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+    (small_disk / "other").unlink()
+    resumed, _, batches = train(small_disk)
+    assert len(batches) == 8
+    assert_equal(whole, resumed)
