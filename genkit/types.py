@@ -254,7 +254,7 @@ class Field:
             return None
         at = self._at(t)
         name, value = ("sigma", at.sigma) if self.kind == "data" else ("alpha", at.alpha)
-        if float(value) > 0:
+        if float(value) > 1e-6:  # the cosine of a right angle is not quite 0
             return None
         return f"a prediction of {self.kind} gives no velocity at t={float(t):g}, where {name} is 0"
 

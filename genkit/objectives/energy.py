@@ -28,7 +28,7 @@ from genkit.errors import GenkitError
 from genkit.objectives.base import OBJECTIVES, Beside
 from genkit.objectives.flow import Flow
 from genkit.objectives.flow_matching import FlowMatching
-from genkit.objectives.likelihood import Divergence
+from genkit.objectives.likelihood import Divergence, Gradient, Probe
 from genkit.paths import Path, Times
 from genkit.randomness import keyed_generator
 from genkit.solvers import Solver
@@ -246,6 +246,9 @@ class Energy(Flow):
         sampler: Solver | str | None = None,
         divergence: Divergence = "auto",
         probes: int = 2,
+        probe: Probe = "rademacher",
+        gradient: Gradient = "direct",
+        tolerance: float | None = 0.01,
         generator: Generator = None,
     ) -> LogProb:
         """Of the flow along the field (see `Flow.log_prob`) or, by="energy", -E at the time `end` without its
@@ -254,8 +257,17 @@ class Energy(Flow):
         `genkit.particles.log_prob` has the latter with its constant.
         """
         if by == "flow":
-            options: dict[str, Any] = {"sampler": sampler, "divergence": divergence, "probes": probes}
-            return super().log_prob(x, y, generator=generator, **options)
+            return super().log_prob(
+                x,
+                y,
+                sampler=sampler,
+                divergence=divergence,
+                probes=probes,
+                probe=probe,
+                gradient=gradient,
+                tolerance=tolerance,
+                generator=generator,
+            )
         x1, y = self.encoded_for_likelihood(x, y, generator)
         t = torch.tensor(self.end, dtype=x1.dtype, device=x1.device)
         alpha = self.path.coefficients(t).alpha

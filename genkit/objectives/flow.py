@@ -9,6 +9,7 @@ How the latter is computed is in `genkit.objectives.likelihood`.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -20,7 +21,7 @@ from genkit.data.views import Continuous
 from genkit.errors import GenkitError
 from genkit.guidance import Guidance, guided
 from genkit.objectives.base import Objective, finite
-from genkit.objectives.likelihood import Divergence, estimate, with_divergence
+from genkit.objectives.likelihood import Divergence, Gradient, LikelihoodOptions, Probe, estimate, follow
 from genkit.paths import PATHS, TIMES, Path, Times
 from genkit.solvers import SOLVERS, Solver
 from genkit.types import DataSpec, Field, Generator, LogProb, Prediction, Sample, Source, StandardNormal
@@ -106,25 +107,40 @@ class Flow(Objective):
         return_log_prob: bool = False,
         generator: Generator = None,
         start: Tensor | None = None,
+        divergence: Divergence = "auto",
+        probes: int = 2,
+        probe: Probe = "rademacher",
+        tolerance: float | None = 0.01,
     ) -> Sample:
-        """`sampler`: a solver (default: heun with 16 steps). `start`: source samples to begin from."""
+        """`sampler`: a solver (default: heun with 16 steps). `start`: source samples to begin from.
+
+        The log-probability comes along in one pass, by any solver without noise of its own; its options are those of
+        `log_prob`.
+        """
         solver = SOLVERS.build(self.default_sampler if sampler is None else sampler)
         y = self.labels(n, y, guidance, log_prob=return_log_prob)
         x0 = self.start(n, generator=generator) if start is None else start
-        field, log_prob = self.field(y, guidance), None
+        log_prob = None
         if return_log_prob:
-            if self.no_likelihood and self.prediction != "velocity":
+            if self.no_likelihood:
                 raise GenkitError(self.no_likelihood)
-            augmented, pack, unpack = with_divergence(field, x0, generator=generator)
-            solution = solver.solve(augmented, pack(x0), times=solver.times(field), generator=generator)
-            x, change = unpack(solution.x)
-            log_prob = estimate(self.source.log_prob(x0)[:, None] + change)
+            options = LikelihoodOptions(divergence, probes, probe, tolerance=tolerance)
+            x, values, nfe = follow(
+                self.fields(y),
+                self.source,
+                x0,
+                solver,
+                back=False,
+                options=options,
+                generator=generator,
+            )
+            log_prob = estimate(values)
         else:
-            solution = solver.solve(field, x0, generator=generator)
-            x = solution.x
+            solution = solver.solve(self.field(y, guidance), x0, generator=generator)
+            x, nfe = solution.x, solution.nfe
         branches = 2 if guidance is not None and guidance.active and y is not None else 1
-        tokens = solution.nfe * branches * self.call * self.tokens.length
-        return Sample(self.view.decode(finite(x)), solution.nfe, tokens, log_prob)
+        tokens = nfe * branches * self.call * self.tokens.length
+        return Sample(self.view.decode(finite(x)), nfe, tokens, log_prob)
 
     @torch.no_grad()
     def trajectory(
@@ -153,25 +169,34 @@ class Flow(Objective):
         sampler: Solver | str | None = None,
         divergence: Divergence = "auto",
         probes: int = 2,
+        probe: Probe = "rademacher",
+        gradient: Gradient = "direct",
+        tolerance: float | None = 0.01,
         generator: Generator = None,
     ) -> LogProb:
-        """Integrates from the data back to the source (default: rk4 with 32 steps).
+        """Integrates from the data back to the source (default: rk4 with 32 steps); see `LikelihoodOptions`.
 
-        divergence: `exact` takes one backward pass a dimension, `hutchinson` one a probe, with the standard
-        error over the probes; `auto` is exact up to 16 dimensions. Gradients flow to x and to the weights
-        where they are enabled and required; else no graph is kept.
+        Gradients flow to x and to the weights where they are enabled and required; else no graph is kept.
         """
+        options = LikelihoodOptions(divergence, probes, probe, gradient, tolerance)
+        if gradient != "direct" and self.training and self.model.dropout:
+            raise GenkitError(
+                f"gradient '{gradient}' runs the network again, which dropout lets differ: call eval()"
+            )
         solver = SOLVERS.build({"name": "rk4", "steps": 32} if sampler is None else sampler)
         x1, y = self.encoded_for_likelihood(x, y, generator)
-        wanted = x1.requires_grad or any(p.requires_grad for p in self.parameters())
-        field = self.field(y)
-        augmented, pack, unpack = with_divergence(
-            field,
+        found = follow(
+            self.fields(y),
+            self.source,
             x1,
-            divergence=divergence,
-            probes=probes,
+            solver,
+            back=True,
+            options=options,
+            parameters=self.parameters(),
             generator=generator,
-            differentiable=torch.is_grad_enabled() and wanted,
         )
-        x0, change = unpack(solver.solve(augmented, pack(x1), times=solver.times(field).flip(0)).x)
-        return estimate(self.source.log_prob(x0)[:, None] - change + self.view.log_volume)
+        return estimate(found.log_density + self.view.log_volume)
+
+    def fields(self, y: Tensor | None) -> Callable[[slice], Field]:
+        """The field of some of the rows whose classes are y."""
+        return lambda rows: self.field(None if y is None else y[rows])

@@ -9,6 +9,7 @@ holds no state between calls: what it carries lives in `State`.
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,12 @@ class Solver(abc.ABC):
             raise GenkitError(f"a solver takes at least 1 step, not {steps}")
         self.steps = steps
         self.grid = GRIDS.build(grid)
+
+    def paced(self, steps: int) -> Solver:
+        """This method with another number of steps."""
+        other = copy.copy(self)
+        other.steps = steps
+        return other
 
     def times(self, field: Velocity | None = None) -> Tensor:
         """The times at which the steps of this field begin and end: 0 first, 1 last."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
@@ -17,130 +16,22 @@ from genkit.data.base import TensorSplit
 from genkit.data.densities import DensitySource
 from genkit.errors import GenkitError
 from genkit.guidance import GUIDANCES
-from genkit.objectives.flow_matching import FlowMatching
-from genkit.objectives.likelihood import with_divergence
 from genkit.paths import PATHS
 from genkit.randomness import keyed_generator
 from genkit.solvers import SOLVERS
-from genkit.solvers.adaptive import Adaptive
-from genkit.types import Batch, DataSpec, Field, Pair, StandardNormal
-from tests.objectives.models import IMAGES, LABELLED, VECTORS, batch, build, model_options, split
+from genkit.types import Batch, DataSpec, Field, Pair
+from tests.objectives.models import (
+    IMAGES,
+    LABELLED,
+    SOLID,
+    VECTORS,
+    build,
+    flow,
+    model_options,
+    points,
+    split,
+)
 from tests.oracles import GaussianFlow, MixtureFlow
-
-SOLID = DataSpec("solid", (3,))
-
-
-def flow(
-    spec: DataSpec = VECTORS, oracle: GaussianFlow | MixtureFlow | None = None, **options: Any
-) -> FlowMatching:
-    objective = build("flow_matching", spec, **options)
-    assert isinstance(objective, FlowMatching)
-    if oracle is not None:
-        torch.set_default_dtype(torch.float64)
-        objective = objective.double()
-        objective.requires_grad_(False)
-        objective.predict = oracle.velocity  # type: ignore[method-assign]
-    return objective
-
-
-def points(n: int = 6, dims: int = 2) -> Tensor:
-    return torch.randn(n, dims, generator=keyed_generator(0), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("path", ["linear", "cosine"])
-@pytest.mark.parametrize("dims", [2, 3])
-def test_the_likelihood_of_a_gaussian(path: str, dims: int) -> None:
-    oracle = GaussianFlow.example(path, dims)
-    x = points(dims=dims)
-    found = flow(VECTORS if dims == 2 else SOLID, oracle, path=path).log_prob(x)
-    assert found.kind == "estimate"
-    assert found.stderr is None
-    assert torch.allclose(found.value, oracle.log_prob(x), atol=1e-4)
-
-
-def test_the_likelihood_of_a_mixture() -> None:
-    oracle, x = MixtureFlow.example(), points()
-    model = flow(oracle=oracle)
-    errors = [
-        float(
-            (model.log_prob(x, sampler=SOLVERS.build("rk4", steps=n)).value - oracle.log_prob(x)).abs().max()
-        )
-        for n in (32, 128)
-    ]
-    assert errors[0] < 5e-3
-    assert errors[1] < 1e-4
-
-
-PLAIN = [name for name in SOLVERS.names() if SOLVERS.get(name).needs <= {"velocity"}]
-
-
-@pytest.mark.parametrize("solver", sorted({*SOLVERS.names()} - {*PLAIN}))
-def test_the_likelihood_is_along_the_velocity(solver: str) -> None:
-    """A method that takes more of a field, or has noise of its own, does not follow the flow alone."""
-    with pytest.raises(GenkitError, match="which this field cannot give; these can be used: .*rk4"):
-        flow(oracle=GaussianFlow.example()).log_prob(points(), sampler=solver)
-
-
-@pytest.mark.parametrize("solver", PLAIN)
-def test_the_likelihood_by_every_solver(solver: str) -> None:
-    oracle, x = GaussianFlow.example(), points()
-    adaptive = issubclass(SOLVERS.get(solver), Adaptive)
-    sampler = SOLVERS.build(solver, steps=1 if adaptive else 800 if SOLVERS.get(solver).order == 1 else 50)
-    assert torch.allclose(
-        flow(oracle=oracle).log_prob(x, sampler=sampler).value, oracle.log_prob(x), atol=5e-2
-    )
-
-
-def test_hutchinsons_estimate_is_unbiased_within_its_standard_error() -> None:
-    """Standard errors of few probes hold on average; the mean of many estimates is the exact value."""
-    oracle, x = GaussianFlow.example(), points(400)
-    model, rk4 = flow(oracle=oracle), SOLVERS.build("rk4", steps=12)
-    exact = model.log_prob(x, sampler=rk4, divergence="exact").value
-    found = model.log_prob(x, sampler=rk4, divergence="hutchinson", probes=16, generator=keyed_generator(0))
-    assert found.stderr.shape == (400,)
-    assert found.stderr.min() > 0
-    scores = (found.value - exact) / found.stderr
-    assert abs(float(scores.mean())) < 4 / 400**0.5
-    assert 0.8 < float(scores.std()) < 1.4  # Student's t with 15 degrees of freedom: 1.07
-    more = model.log_prob(x, sampler=rk4, divergence="hutchinson", probes=64, generator=keyed_generator(0))
-    assert float((more.stderr / found.stderr).mean()) == pytest.approx(0.5, rel=0.1)
-
-
-def test_one_probe_has_no_standard_error() -> None:
-    model = flow(oracle=GaussianFlow.example())
-    assert model.log_prob(points(), divergence="hutchinson", probes=1).stderr is None
-    with pytest.raises(GenkitError, match="probes must be at least 1, not 0"):
-        model.log_prob(points(), probes=0)
-
-
-def test_the_probes_follow_the_generator() -> None:
-    model = flow(oracle=GaussianFlow.example())
-    a, b, c = (
-        model.log_prob(points(), divergence="hutchinson", generator=keyed_generator(k)).value
-        for k in (1, 1, 2)
-    )
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
-
-
-@pytest.mark.parametrize(("dims", "columns"), [(16, 1), (17, 2)])
-def test_the_divergence_is_exact_in_low_dimension_only(dims: int, columns: int) -> None:
-    _, pack, _ = with_divergence(lambda t, x: x, torch.zeros(3, dims))
-    assert pack(torch.zeros(3, dims)).shape == (3, dims + columns)
-
-
-@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-def test_the_divergence_of_a_field(divergence: str) -> None:
-    """f = sin(A x) has div f = sum_i A_ii cos(A x)_i; a diagonal A makes each probe exact."""
-    matrix = torch.diag(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
-    if divergence == "exact":
-        matrix = matrix + torch.ones(3, 3).double()
-    x = points(dims=3)
-    augmented, pack, unpack = with_divergence(lambda t, x: (x @ matrix.T).sin(), x, divergence=divergence)  # type: ignore[arg-type]
-    v, change = unpack(augmented(torch.tensor(0.0), pack(x)))
-    assert torch.allclose(v, (x @ matrix.T).sin())
-    expected = -(matrix.diagonal() * (x @ matrix.T).cos()).sum(1)
-    assert torch.allclose(change, expected[:, None].expand_as(change))
 
 
 def test_samples_of_a_gaussian_have_its_moments() -> None:
@@ -158,71 +49,6 @@ def test_samples_of_a_mixture_have_its_distribution() -> None:
     exact = oracle.means[part] + oracle.scales[part, None] * noise
     for direction in torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]):
         assert stats.ks_2samp((x @ direction).numpy(), (exact @ direction).numpy()).pvalue > 1e-3
-
-
-@pytest.mark.parametrize(
-    "oracle", [GaussianFlow.example(), MixtureFlow.example()], ids=["gaussian", "mixture"]
-)
-def test_samples_come_with_their_log_probability(oracle: GaussianFlow | MixtureFlow) -> None:
-    model, solver = flow(oracle=oracle), SOLVERS.build("rk4", steps=64)
-    sample = model.sample(5, sampler=solver, return_log_prob=True, generator=keyed_generator(0))
-    assert torch.equal(sample.x, model.sample(5, sampler=solver, generator=keyed_generator(0)).x)
-    assert torch.allclose(sample.log_prob.value, oracle.log_prob(sample.x), atol=1e-3)
-    assert torch.allclose(sample.log_prob.value, model.log_prob(sample.x, sampler=solver).value, atol=1e-4)
-
-
-def test_the_log_probability_of_levels_counts_their_volume() -> None:
-    """A field of zeros leaves noise as it is: log P(l) >= log N(x; 0, I) + dims log(2 / levels)."""
-    model = flow(IMAGES, scale=None)
-    rows = batch(IMAGES)
-    found = model.log_prob(
-        rows.x, rows.y, sampler=SOLVERS.build("euler", steps=1), generator=keyed_generator(0)
-    )
-    x = model.view.encode(rows.x, generator=keyed_generator(0))
-    assert torch.allclose(found.value, StandardNormal().log_prob(x) + 16 * math.log(2 / 5), atol=1e-4)
-
-
-def test_the_log_probability_has_a_gradient_in_the_data() -> None:
-    """The exact score of the oracle, through the solver."""
-    oracle, x = GaussianFlow.example(), points().requires_grad_()
-    (found,) = torch.autograd.grad(flow(oracle=oracle).log_prob(x).value.sum(), x)
-    (exact,) = torch.autograd.grad(oracle.log_prob(x).sum(), x)
-    assert torch.allclose(found, exact, atol=1e-3)
-
-
-@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-@pytest.mark.parametrize("of", ["data", "weights"])
-def test_the_log_probability_of_a_network_has_gradients(of: str, divergence: str) -> None:
-    """Against finite differences, through the attention's double backward."""
-    torch.set_default_dtype(torch.float64)
-    model = flow().double()
-    x = points(2).requires_grad_(of == "data")
-    wanted = x if of == "data" else model.stem.proj.bias
-
-    def value() -> Tensor:
-        return model.log_prob(
-            x,
-            sampler=SOLVERS.build("heun", steps=2),
-            divergence=divergence,  # type: ignore[arg-type]
-            generator=keyed_generator(0),
-        ).value.sum()
-
-    (found,) = torch.autograd.grad(value(), wanted)
-    step, direction = 1e-5, torch.randn(wanted.shape, generator=keyed_generator(1))
-    with torch.no_grad():
-        wanted += step * direction
-        above = value()
-        wanted -= 2 * step * direction
-        below = value()
-    assert float((found * direction).sum()) == pytest.approx(float((above - below) / (2 * step)), rel=1e-5)
-
-
-def test_without_gradients_none_are_kept() -> None:
-    model = flow().requires_grad_(False)
-    assert not model.log_prob(points().float(), sampler=SOLVERS.build("euler", steps=1)).value.requires_grad
-    with torch.no_grad():
-        found = flow().log_prob(points().float(), sampler=SOLVERS.build("euler", steps=1))
-    assert not found.value.requires_grad
 
 
 @pytest.mark.parametrize("path", PATHS.names())
