@@ -621,6 +621,8 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         "seconds": fitted.seconds,
         "bad_steps": fitted.bad_steps,
         "rollbacks": fitted.rollbacks,
+        "setup_seconds": fitted.setup_seconds,
+        "setup_tokens": objective.setup_rows * objective.tokens.length,
         # all that went through a backbone, also a teacher's that pairs the rows
         "tokens": int(fitted.steps * options.batch_size * objective.tokens.length * objective.passes),
     }

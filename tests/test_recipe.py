@@ -315,6 +315,8 @@ def test_a_run_folder_holds_what_it_should(finished: Path) -> None:
     assert environment["steps"] == 4
     assert environment["tokens"] == 4 * 16 * 2
     assert environment["seconds"] > 0
+    assert environment["setup_seconds"] > 0
+    assert environment["setup_tokens"] == 0
     assert environment["torch"] == torch.__version__
     assert Recipe.load(finished / "recipe.yaml").config == Recipe.resolve(TINY).config
     assert not list(finished.rglob("*.tmp"))

@@ -38,9 +38,10 @@ class Stat(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What training took: the arm's own, its teacher's, and both."""
+    """What training took: the arm's steps, what was set up before them, its teacher's training, and all."""
 
     own: Stat
+    setup: Stat
     teacher: Stat
     total: Stat
 
@@ -108,11 +109,12 @@ def over_runs(arm: Json, key: str) -> Stat | None:
 
 def spent(arm: Json, unit: str) -> Cost:
     """Training cost in `unit` ("seconds" or "tokens"), over seeds."""
-    own, teacher = (
-        [run["train"].get(key) or 0.0 for run in arm["runs"]] for key in (unit, f"teacher_{unit}")
-    )
-    both = [a + b for a, b in zip(own, teacher, strict=True)]
-    return Cost(*(stat(values) or Stat(0.0, None, 0) for values in (own, teacher, both)))
+    parts = [
+        [run["train"].get(key) or 0.0 for run in arm["runs"]]
+        for key in (unit, f"setup_{unit}", f"teacher_{unit}")
+    ]
+    parts.append([sum(of_run) for of_run in zip(*parts, strict=True)])
+    return Cost(*(stat(values) or Stat(0.0, None, 0) for values in parts))
 
 
 def likelihood(arm: Json) -> tuple[float, float, str] | None:

@@ -262,11 +262,12 @@ def training_rows(report: Json) -> Rows:
     for name, arm in report["arms"].items():
         work, seconds = spent(arm, "tokens"), spent(arm, "seconds")
         cells = [*(Cell(tokens(value.mean)) for value in work), *map(Cell.of, seconds)]
-        if not arm.get("teacher"):
-            cells[1] = cells[4] = Cell("–")
+        for i, value in enumerate((*work, *seconds)):
+            if not value.mean:
+                cells[i] = Cell("–")
         arms[name] = [Cell(f"{arm['runs'][0]['steps']:,}"), *cells]
-    three = ["own", "teacher's", "in all"]
-    return Rows(["steps", *three, *three], arms, [("", 1), ("tokens", 3), ("seconds", 3)])
+    parts = ["own", "setup", "teacher's", "in all"]
+    return Rows(["steps", *parts, *parts], arms, [("", 1), ("tokens", 4), ("seconds", 4)])
 
 
 def sampling_rows(report: Json) -> Rows:
@@ -401,7 +402,7 @@ def main_note(report: Json) -> str:
     better = (
         "Lower is better" if main_measure(report).lower else "Higher shares and lower bits/dim are better"
     )
-    return f"{better}; ± is the {error}. Training tokens and seconds include the teacher's."
+    return f"{better}; ± is the {error}. Training tokens and seconds include those of setup and teacher."
 
 
 def markdown(report: Json) -> str:

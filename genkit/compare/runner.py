@@ -314,7 +314,7 @@ def train_arm(recipe: Recipe, folder: Path, teacher: Run | None, listener: Liste
 
 
 def cost(run: Run, teacher: Run | None) -> dict[str, Any]:
-    """What a run and its teacher took: parameters, steps, seconds, tokens."""
+    """What a run, its setup and its teacher took: parameters, steps, seconds, tokens."""
     environment, of_teacher = run.environment, teacher.environment if teacher else {}
     return {
         "folder": run.name,
@@ -322,8 +322,10 @@ def cost(run: Run, teacher: Run | None) -> dict[str, Any]:
         "train": {
             "seconds": environment["seconds"],
             "tokens": environment["tokens"],
-            "teacher_seconds": of_teacher.get("seconds", 0.0),
-            "teacher_tokens": of_teacher.get("tokens", 0),
+            "setup_seconds": environment.get("setup_seconds", 0.0),
+            "setup_tokens": environment.get("setup_tokens", 0),
+            "teacher_seconds": of_teacher.get("seconds", 0.0) + of_teacher.get("setup_seconds", 0.0),
+            "teacher_tokens": of_teacher.get("tokens", 0) + of_teacher.get("setup_tokens", 0),
         },
     }
 

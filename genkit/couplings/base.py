@@ -35,6 +35,7 @@ class Coupling(abc.ABC):
     skews_classes: it pairs without regard to classes, so that each class has a source of its own.
     needs_teacher, needs_data: `setup` must have been called with one, or with the data set.
     passes: how often a row goes through a teacher's network each time it is paired.
+    setup_rows: how many rows, each time they do, went through it in `setup`.
     """
 
     independent: ClassVar[bool] = False
@@ -45,6 +46,7 @@ class Coupling(abc.ABC):
     needs_teacher: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
     passes: float = 0.0
+    setup_rows: int = 0
 
     data: EncodedData | None = None
     source: Source = StandardNormal()

@@ -83,14 +83,16 @@ class Distilled(Coupling):
         super().setup(data, source, teacher)
         if self.noise is None:
             self.sigma = float(teacher.view.sigma)
-        self.scale, self.stored = 1.0, None
+        self.scale, self.stored, self.setup_rows = 1.0, None, 0
         if self.cache is not None:
             if data is None:
                 raise GenkitError("distilled: a cache is of a data set: give setup(data, source, teacher)")
             self.stored = self._cached(Path(self.cache) / "codes.safetensors", data)
+            self.setup_rows = self.copies * len(data)  # also where an earlier run made them
         if self.rescale and data is not None:
             rows = torch.arange(min(len(data), ROWS))
             codes = self._codes(data, rows, 0)["x0"] if self.stored is None else self.stored["x0"][rows]
+            self.setup_rows += len(rows) if self.stored is None else 0
             self.scale = float(codes.square().mean().sqrt())
 
     def __call__(

@@ -38,7 +38,7 @@ class Reflow(Coupling):
 
     def check_teacher(self, teacher: Any) -> None:
         super().check_teacher(teacher)
-        if not (hasattr(teacher, "velocity") and hasattr(teacher, "trajectory")):
+        if not (hasattr(teacher, "path") and hasattr(teacher, "trajectory")):
             raise GenkitError(
                 "reflow: the teacher must be a flow of pairs, such as flow_matching; "
                 f"{type(teacher).__name__} is none"
@@ -50,7 +50,8 @@ class Reflow(Coupling):
         if same_source(teacher.source) != same_source(source):
             raise GenkitError("reflow: the teacher starts from another source: set the same `source` in both")
         generator = keyed_generator(0, "reflow", device=teacher.device)
-        self.passes = float(teacher.sample(16, sampler=self.solver, generator=generator).nfe)
+        nfe = teacher.sample(16, sampler=self.solver, generator=generator).nfe
+        self.passes, self.setup_rows = float(nfe), 16 * nfe
 
     @torch.no_grad()
     def __call__(

@@ -127,6 +127,11 @@ class Objective(nn.Module, abc.ABC):
         return 1.0
 
     @property
+    def setup_rows(self) -> int:
+        """How many rows, each time they do, went through a teacher's backbone in `setup`."""
+        return 0
+
+    @property
     def device(self) -> torch.device:
         return self.positions.device
 

@@ -113,6 +113,10 @@ class FlowMatching(Flow):
     def passes(self) -> float:
         return self.call + self.coupling.passes
 
+    @property
+    def setup_rows(self) -> int:
+        return self.coupling.setup_rows
+
     def predict(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         return self.network(t, x, y)
 

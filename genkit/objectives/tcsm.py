@@ -132,6 +132,7 @@ class TCSM(MaskedDiffusion):
         if self.reward is not None:
             self.reward.setup(spec)
         self.beta, self.size_of_pool, self.unmasker = beta, pool, UNMASKERS.build(unmasker)
+        self.pooled = 0  # rows that the teacher sampled
         self.distills = teacher is not None and reward is None and density_ratio is None
         self.ratios, self.places = ratios, positions
         symbols = self.vocabulary - len(set(spec.fixed))
@@ -186,17 +187,18 @@ class TCSM(MaskedDiffusion):
         y = y if self.conditional else None
         symbols = self.symbols(self.view.encode(x))
         given = self.values(symbols.masked_fill(~self.given(symbols), -1))
-        parts = [
+        samples = [
             teacher.sample(
                 len(part),
                 None if y is None else y[part],
                 sampler=self.unmasker,
                 generator=generator,
                 given=given[part],
-            ).x
+            )
             for part in torch.arange(len(rows)).split(CHUNK)
         ]
-        x = torch.cat(parts).to(self.device)
+        x = torch.cat([sample.x for sample in samples]).to(self.device)
+        self.pooled = round(sum(len(one.x) * one.tokens for one in samples) / self.tokens.length)
         rewards = reward(x).double()
         if rewards.shape != (len(x),) or not bool(rewards.isfinite().all()):
             raise GenkitError(
@@ -220,6 +222,10 @@ class TCSM(MaskedDiffusion):
         if self.distills:
             return 2.0 if self.ratios == "first_order" else 2.0 + self.places * self.candidates
         return float(self.networks)
+
+    @property
+    def setup_rows(self) -> int:
+        return self.pooled
 
     # --- the loss -----------------------------------------------------------------------------------------
 

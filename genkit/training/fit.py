@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import time
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -39,11 +40,12 @@ from genkit.training.options import TrainerOptions, TrainingOptions
 
 @dataclass
 class Fitted:
-    """How training ended: steps taken, seconds over all resumes, on what device, the signal that ended it, and how many
-    steps were bad and how often it went back."""
+    """How training ended: steps taken, seconds over all resumes, those of the objective's setup (of the last resume),
+    on what device, the signal that ended it, and how many steps were bad and how often it went back."""
 
     steps: int
     seconds: float
+    setup_seconds: float
     device: str
     stopped: int | None
     bad_steps: int
@@ -97,7 +99,9 @@ def fit(
     """
     trainer, identity = trainer or TrainerOptions(), dict(made_from or {})
     quiet()
+    begun = time.perf_counter()
     objective.setup(split, teacher)
+    setup_seconds = time.perf_counter() - begun
     last = folder / "checkpoints" / "last.ckpt"
     attempt = None
     while True:
@@ -140,6 +144,7 @@ def fit(
         return Fitted(
             steps=int(saved["global_step"]),
             seconds=saved["callbacks"]["StepCheckpoint"]["seconds"],
+            setup_seconds=setup_seconds,
             device=device_name(lightning.strategy.root_device),
             stopped=stop.received,
             bad_steps=of_bad_steps(saved, "total"),

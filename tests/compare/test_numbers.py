@@ -65,8 +65,16 @@ def test_points_are_collected_over_seeds():
 
 
 def test_teacher_is_counted_to_its_student():
-    own, teacher, total = spent(image_report()["arms"]["fm-distilled"], "tokens")
-    assert (own.mean, teacher.mean, total.mean) == (3_072_000, 3_072_000, 6_144_000)
+    report = image_report()
+    own, setup, teacher, total = spent(report["arms"]["fm-distilled"], "tokens")
+    assert (own.mean, setup.mean, teacher.mean, total.mean) == (3_072_000, 0, 3_072_000, 6_144_000)
+    report["arms"]["fm-distilled"]["runs"][0]["train"] |= {"setup_tokens": 1000, "setup_seconds": 2.5}
+    assert [value.mean for value in spent(report["arms"]["fm-distilled"], "tokens")[1:]] == [
+        1000,
+        3_072_000,
+        6_145_000,
+    ]
+    assert spent(report["arms"]["fm-distilled"], "seconds").setup.mean == 2.5
     assert spent(image_report()["arms"]["fm-ot"], "seconds").teacher.mean == 0
 
 

@@ -183,6 +183,8 @@ def test_a_report_says_what_its_metrics_are(comparison, tmp_path):
     assert runs["nf"]["bits_per_dim"]["kind"] == "exact"
     assert runs["fm"]["bits_per_dim"] is None
     assert runs["student"]["train"]["teacher_tokens"] == runs["nf"]["train"]["tokens"]
+    assert runs["student"]["train"]["setup_tokens"] > 0  # the scale of the codes
+    assert runs["nf"]["train"]["setup_tokens"] == 0
     assert report["evaluation"]["samples"] == 20
 
 

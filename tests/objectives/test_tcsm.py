@@ -524,6 +524,9 @@ def test_a_run_with_a_teacher(first: str, then: dict[str, Any], tmp_path: Path) 
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
     assert ("effective_samples" in header) == ("reward" in then)
     assert run.environment["tokens"] == 3 * 4 * 64 * run.objective.passes
+    lowest, highest = (8 * 64, 2 * 8 * 64) if "reward" in then else (0, 0)
+    assert lowest <= run.environment["setup_tokens"] <= highest
+    assert run.environment["setup_seconds"] > 0
 
 
 # --- what it refuses --------------------------------------------------------------------------------------
