@@ -110,6 +110,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="CLASS",
         help="class (default: all in turn; of particles none)",
     )
+    sample.add_argument(
+        "--condition",
+        type=float,
+        nargs="+",
+        metavar="VALUE",
+        help="the values, of data with real-valued conditions (default: those of the test rows in turn)",
+    )
     particles = sample.add_argument_group("particles, of energies")
     particles.add_argument(
         "--compose", metavar="EXPRESSION", help='classes as in "3 AND 8", "3 AND NOT 8^0.5", "0.3*3 OR 0.7*8"'
@@ -263,12 +270,17 @@ def run_sample(arguments: argparse.Namespace) -> None:
     asked = [
         word for word in PARTICLES if getattr(arguments, word.replace("-", "_")) not in (None, False, [])
     ]
+    if arguments.label is not None and run.spec.condition is not None:
+        raise GenkitError(f"'{run.spec.name}' has real-valued conditions, not classes: give --condition")
+    if arguments.condition is not None and run.spec.condition is None:
+        hint = ", but classes: give --class" if run.spec.classes else ""
+        raise GenkitError(f"'{run.spec.name}' has no real-valued conditions{hint}")
     if asked:
         x, how = sample_particles(run, arguments, asked)
     else:
         sample = run.sample(
             arguments.n,
-            arguments.label,
+            arguments.label if arguments.condition is None else arguments.condition,
             **{kind: entry(getattr(arguments, kind), kind) for kind in ("solver", "unmasker", "inverter")},
             steps=arguments.steps,
             temperature=arguments.temperature,
@@ -293,7 +305,7 @@ def entry(text: str | None, key: str) -> Any:
 
 
 PARTICLES = ("compose", "beta", "particles", "divide-prior", "control", "model", "resampler", "move")
-OTHERS = ("solver", "unmasker", "inverter", "temperature", "top-p", "prompt", "task", "guidance")
+OTHERS = ("solver", "unmasker", "inverter", "temperature", "top-p", "prompt", "task", "guidance", "condition")
 
 
 def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[str]) -> tuple[Tensor, str]:

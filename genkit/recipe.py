@@ -35,6 +35,7 @@ from genkit.files import free_name, write_atomically, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance
 from genkit.inversion import INVERTERS, Inverter
 from genkit.objectives import OBJECTIVES, Objective
+from genkit.objectives.base import SAME
 from genkit.particles import Target
 from genkit.particles.expression import build_target
 from genkit.processes import locked, rank
@@ -326,7 +327,7 @@ class Run:
         """Raises GenkitError where it is no longer what the model was trained on: another vocabulary or shape."""
         dataset = self.recipe.dataset()
         theirs, ours = dataclasses.asdict(dataset.spec), dataclasses.asdict(self.spec)
-        for key in ("shape", "levels", "classes", "tokenizer", "fixed"):
+        for key in SAME:
             if theirs[key] != ours[key]:
                 what = "vocabulary" if key in ("levels", "tokenizer", "fixed") else key
                 raise GenkitError(
@@ -376,7 +377,7 @@ class Run:
     def sample(
         self,
         n: int,
-        y: Tensor | Sequence[int] | int | None = None,
+        y: Tensor | Sequence[int] | Sequence[float] | Sequence[Sequence[float]] | float | None = None,
         *,
         solver: Sampler = None,
         unmasker: Sampler = None,
@@ -392,20 +393,10 @@ class Run:
     ) -> Sample:
         """n samples, decoded to the form in which the data set stores its rows (images: integer levels).
 
-        y: a class, a class for each sample, or None for all classes in turn (of a conditional model).
+        y: of a conditional model a class, a class for each sample, or None for all classes in turn; of one of K real
+            values these, (n, K) for each sample, or None for the conditions of the test rows in turn.
         prompt, task: what is given of each sample, in the words of the data set (see its `given`).
         """
-        device = self.objective.device
-        if y is None:
-            classes = self.objective.classes
-            y = torch.arange(max(n, 0)) % classes if classes else None
-        elif isinstance(y, int):
-            y = torch.full((max(n, 0),), y)
-        y = None if y is None else torch.as_tensor(y, device=device)
-        if y is not None and bool((y < 0).any()):
-            raise GenkitError(
-                f"class {int(y.min())} is out of range: classes count from 0 to {(self.spec.classes or 0) - 1}"
-            )
         sampler = self.sampler(
             solver=solver,
             unmasker=unmasker,
@@ -424,13 +415,36 @@ class Run:
             known["given"] = row.expand(max(n, 0), *row.shape)
         return self.objective.sample(
             n,
-            y,
+            self.conditions(max(n, 0), y),
             sampler=sampler,
             guidance=self.guidance(guidance),
             return_log_prob=return_log_prob,
-            generator=keyed_generator(seed, "sample", device=device),
+            generator=keyed_generator(seed, "sample", device=self.objective.device),
             **known,
         )
+
+    def conditions(self, n: int, y: Any = None) -> Tensor | None:
+        """`y` of `sample` for each of n samples, on the device of the model. Raises GenkitError for the null."""
+        model = self.objective
+        if y is None and model.classes is not None:
+            y = torch.arange(n) % model.classes
+        elif y is None and model.condition_dims is not None:
+            test = self.dataset.test
+            y = test.take(torch.arange(n) % len(test))[1]
+        if y is None:
+            return None
+        y = torch.as_tensor(y, device=model.device, dtype=torch.float32 if model.condition_dims else None)
+        if model.condition_dims is not None and y.ndim < 2 and y.numel() == model.condition_dims:
+            y = y.expand(n, model.condition_dims)
+        elif y.ndim == 0:
+            y = y.expand(n)
+        if model.condition_dims is not None and bool(y.isnan().any()):
+            raise GenkitError(f"conditions of '{self.spec.name}' must be finite")
+        if model.condition_dims is None and bool((y < 0).any()):
+            raise GenkitError(
+                f"class {int(y.min())} is out of range: classes count from 0 to {(self.spec.classes or 0) - 1}"
+            )
+        return y
 
     def target(
         self,

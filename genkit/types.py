@@ -35,12 +35,13 @@ class Modality(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a data set holds: the shape of a sample, its integer levels or symbols, and its classes.
+    """What a data set holds: the shape of a sample, its integer levels or symbols, and its classes or conditions.
 
     shape: (C, H, W) for images, (D,) for vectors, (L,) for sequences of symbols or of sound samples, (P, D) for
         clouds of P points in no order.
     levels: number of integer levels of a value (17 for digits), None for real-valued data.
     classes: number of classes, None for unlabelled data.
+    condition: in the place of classes, the number of real values, of about unit size, that go with each sample.
     ordered: whether levels have an order (grey levels do, letters do not).
     tokenizer: for text, what `genkit.data.tokenizers` makes a tokenizer of; "" for other data.
     characters: of text, the mean number of characters of a symbol.
@@ -49,6 +50,7 @@ class DataSpec:
     boundary: the fixed symbol that stands before each packed document; attention stays within a document.
     answer: the fixed symbol that ends a prompt: symbols before it are given, not modelled.
     modalities: of data that mix several.
+    Raises GenkitError for data with both classes and conditions.
     """
 
     name: str
@@ -64,12 +66,24 @@ class DataSpec:
     boundary: int | None = None
     answer: int | None = None
     modalities: tuple[Modality, ...] = ()
+    condition: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.condition is not None and self.classes is not None:
+            raise GenkitError(f"data '{self.name}': samples have classes or real-valued conditions, not both")
+        if self.condition is not None and self.condition < 1:
+            raise GenkitError(f"data '{self.name}': a condition has at least one value, not {self.condition}")
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> DataSpec:
         """From plain data, as JSON gives them."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         return cls(**fields | {"modalities": tuple(Modality(*m) for m in content.get("modalities", ()))})
+
+    @property
+    def conditional(self) -> bool:
+        """Whether rows come with y: classes (B,) int64, or conditions (B, condition) float32."""
+        return self.classes is not None or self.condition is not None
 
     @property
     def dims(self) -> int:
@@ -89,8 +103,9 @@ class DataSpec:
 
 
 def null_like(y: Tensor) -> Tensor:
-    """The null class in the place of classes y (B,): -1, by which a model is told nothing of the sample."""
-    return torch.full_like(y, -1)
+    """The null in the place of y, by which a model is told nothing of a sample: -1 of classes (B,), NaN of conditions
+    (B, K)."""
+    return torch.full_like(y, torch.nan if y.is_floating_point() else -1)
 
 
 class View(abc.ABC):
@@ -151,7 +166,7 @@ class Rows(enum.Enum):
 
 @dataclass
 class Pair:
-    """Source and data rows that belong together: x0, x1 (B, ...), y (B,), index (B,), weight (B,).
+    """Source and data rows that belong together: x0, x1 (B, ...), y (B,) or (B, K), index (B,), weight (B,).
 
     logs: what to log with the loss of how they were made, scalars on their device.
     """
@@ -166,7 +181,7 @@ class Pair:
 
 @dataclass
 class Batch:
-    """Rows of a data set: x (B, ...) as stored, y (B,) classes, index (B,) row numbers.
+    """Rows of a data set: x (B, ...) as stored, y (B,) classes or (B, K) conditions, index (B,) row numbers.
 
     `prepare` of an objective adds what it trains on: `pair` (flows of pairs) or `encoded`.
     """

@@ -28,6 +28,7 @@ from genkit.types import (
     StandardNormal,
     Velocity,
     View,
+    null_like,
 )
 
 MEAN, SCALE = 1.5, 0.7
@@ -255,6 +256,21 @@ def test_data_spec():
     assert len({digits, moons, dataclasses.replace(digits)}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         digits.levels = 256
+
+
+def test_data_have_classes_or_conditions():
+    assert DataSpec("a", (2,), classes=3).conditional
+    assert DataSpec("a", (2,), condition=3).conditional
+    assert not DataSpec("a", (2,)).conditional
+    with pytest.raises(GenkitError, match="'a': samples have classes or real-valued conditions, not both"):
+        DataSpec("a", (2,), classes=3, condition=1)
+    with pytest.raises(GenkitError, match="a condition has at least one value, not 0"):
+        DataSpec("a", (2,), condition=0)
+
+
+def test_the_null_of_classes_and_of_conditions():
+    assert null_like(torch.tensor([0, 2])).tolist() == [-1, -1]
+    assert null_like(torch.zeros(2, 3)).isnan().all()
 
 
 @pytest.mark.parametrize("base", [View, Source])

@@ -1,7 +1,7 @@
 """What stands around the trunk: tokens of the data, stems in front, heads behind, conditioning beside.
 
 x (B, ...) ── Tokens.split ── (B, L, D) ── Stem ── (B, L, W) ── Transformer ── Head ── (B, L, D) ── Tokens.join
-t (B,), y (B,), span ── Condition ── cond (B, W)
+t (B,), y (B,) or (B, K), span ── Condition ── cond (B, W)
 """
 
 from __future__ import annotations
@@ -132,12 +132,22 @@ class Head(nn.Module):
 
 
 class Condition(nn.Module):
-    """The conditioning vector (B, W): a learned null plus what is given of time, class and span.
+    """The conditioning vector (B, W): a learned null plus what is given of time, span, and class or real values.
 
-    A class of -1 is "no class" (label dropout, the unconditional branch of guidance): a learned null label.
+    A class of -1, and a row of values with a NaN, is none (label dropout, the unconditional branch of guidance): a
+    learned null in its place.
+    classes: their number. values: how many real ones are given.
     """
 
-    def __init__(self, width: int, *, classes: int | None = None, time: bool = False, spans: int = 0) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        classes: int | None = None,
+        values: int | None = None,
+        time: bool = False,
+        spans: int = 0,
+    ) -> None:
         super().__init__()
         self.classes = classes
         self.null = nn.Parameter(0.02 * torch.randn(width))
@@ -146,6 +156,10 @@ class Condition(nn.Module):
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) if time else None
         )
         self.span = nn.Embedding(spans, width) if spans else None
+        self.values = None
+        if values:
+            self.values = nn.Sequential(nn.Linear(values, width), nn.SiLU(), nn.Linear(width, width))
+            self.no_values = nn.Parameter(0.02 * torch.randn(width))
         for table in (self.label, self.span):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)
@@ -153,11 +167,19 @@ class Condition(nn.Module):
     def forward(
         self, batch: int, *, t: Tensor | None = None, y: Tensor | None = None, span: int | None = None
     ) -> Tensor:
-        """t: scalar or (B,) in [0, 1]; y: (B,) classes or -1; span: index of the span of layers."""
+        """t: scalar or (B,) in [0, 1]; y: (B,) classes or -1, or (B, K) values or NaN; span: index of the span of
+        layers."""
         cond = self.null.expand(batch, -1)
         if self.label is not None and self.classes is not None:
             y = torch.full((batch,), -1, device=cond.device) if y is None else y
             cond = cond + self.label(y % (self.classes + 1))  # -1 -> the last row
+        if self.values is not None:
+            if y is None:
+                cond = cond + self.no_values
+            else:
+                none = y.isnan().any(1, keepdim=True)
+                given = self.values(torch.where(none, 0.0, y).to(cond.dtype))
+                cond = cond + torch.where(none, self.no_values, given)
         if self.time is not None:
             if t is None:
                 raise GenkitError("this model is conditioned on time: give t")

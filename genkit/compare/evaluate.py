@@ -206,7 +206,7 @@ def evaluate(
     spec = run.spec
     for control in options.controls():
         control.check(run.objective)
-    y = classes_in_turn(judge.count, run.objective.classes)
+    y = judge.conditions if run.objective.conditional else None
     points: list[dict[str, Any]] = []
     texts: dict[str, list[str]] = {}
     shown: dict[str, Tensor] = {}
@@ -400,7 +400,3 @@ def log_probs(run: Run, options: EvaluationOptions) -> Iterator[LogProb]:
 def on_cpu(found: LogProb) -> LogProb:
     stderr, count = (None if part is None else part.cpu() for part in (found.stderr, found.count))
     return LogProb(found.value.cpu(), found.kind, stderr, count)
-
-
-def classes_in_turn(count: int, classes: int | None) -> Tensor | None:
-    return torch.arange(count) % classes if classes else None

@@ -663,4 +663,6 @@ def shape(data: Json) -> str:
         text += f" of {levels} levels" if levels else ""
     else:
         text = f"points in {math.prod(data['shape'])} dimensions{f' of {levels} levels' if levels else ''}"
+    if data.get("condition"):
+        return text + f", given {data['condition']} real number{'s' if data['condition'] > 1 else ''} each"
     return text + (f", {data['classes']} classes" if data.get("classes") else "")

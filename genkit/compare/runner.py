@@ -255,6 +255,7 @@ def compare(
             "shape": list(spec.shape),
             "levels": spec.levels,
             "classes": spec.classes,
+            "condition": spec.condition,
             "class_names": list(spec.class_names),
             "text": spec.tokenizer.partition(":")[0],
             "characters": spec.characters,
@@ -400,7 +401,7 @@ def save_data(run: Run, out: Path, options: EvaluationOptions) -> list[str] | No
     """Keeps test rows to show beside samples, by class in turn, and of 2-D data points of the source; returns texts."""
     split = run.dataset.split("test")
     x, y = split.take(torch.arange(min(SHOWN_POINTS, len(split))))
-    if y is not None:
+    if y is not None and run.spec.classes:
         x = x[in_turn(y)]
     elif run.spec.text and not run.dataset.tasks:
         x = x[:: max(1, len(x) // SHOWN_TEXTS)]  # of all of the text, not of its beginning

@@ -32,7 +32,7 @@ class Coupling(abc.ABC):
     rows: KEPT, row i of x1 stays row i; DRAWN, it chooses data rows; GENERATED, it makes x1.
     keeps_source: the marginal of x0 is the source.
     lowers_cost: E|x1 - x0|^2 is at most that of the independent coupling.
-    skews_classes: it pairs without regard to classes, so that each class has a source of its own.
+    skews_classes: it pairs without regard to y, so that each class or condition has a source of its own.
     needs_teacher, needs_data: `setup` must have been called with one, or with the data set.
     passes: how often a row goes through a teacher's network each time it is paired.
     setup_rows: how many rows, each time they do, went through it in `setup`.
@@ -72,7 +72,8 @@ class Coupling(abc.ABC):
     def __call__(
         self, x1: Tensor, y: Tensor | None = None, *, index: Tensor | None = None, generator: Generator = None
     ) -> Pair:
-        """x1 (B, ...) encoded data, y (B,) classes, index (B,) row numbers -> a Pair with aligned rows."""
+        """x1 (B, ...) encoded data, y (B,) classes or (B, K) conditions, index (B,) row numbers -> a Pair with
+        aligned rows."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Coupling:
         return self  # an EMA copies its module: the teacher and the data stay shared

@@ -31,7 +31,7 @@ class ConditionalOT(BatchCoupling):
     ratio: choose w for each batch such that this share of the entries (i, j) is at most as costly as (i, i); null
         for 0.2. A larger one lets conditions mix more.
     solver, scope: as in `ot`.
-    Raises GenkitError for a weight beside a ratio, and where `ot` does.
+    Raises GenkitError for a weight beside a ratio, conditions that are not finite, and where `ot` does.
     """
 
     skews_classes = False
@@ -56,6 +56,8 @@ class ConditionalOT(BatchCoupling):
 
     def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> Plan:
         cost = self.distances(*alike(x1, x0), copies=6)
+        if y is not None and y.is_floating_point() and not bool(y.isfinite().all()):
+            raise GenkitError("conditional_ot: the data have conditions that are not finite; look at them")
         if y is not None and self.weight != 0:
             apart = unlike(y)
             weight = self.weight

@@ -15,7 +15,7 @@ class OptimalTransport(BatchCoupling):
     """Exact optimal transport within the batch: the permutation p that minimizes sum_i |x1_i - x0_p(i)|^2.
 
     Every source sample is used once, so both marginals are kept. Cost O(n^3 + n^2 d) time, O(n^2) memory. With
-    classes, the source that each class sees is skewed: see `conditional_ot`.
+    classes or conditions, the source that each of them sees is skewed: see `conditional_ot`.
     Tong et al., https://arxiv.org/abs/2302.00482; Pooladian et al., https://arxiv.org/abs/2304.14772.
 
     solver: `scipy` or `pot` (exact, on the CPU), `torch` (an auction, on the device of the data, with a mean cost

@@ -67,6 +67,11 @@ class Semidiscrete(Coupling):
         self.classes = y if self.conditional else None
         if self.conditional and y is None:
             raise GenkitError("semidiscrete: conditional=true needs data with classes")
+        if self.classes is not None and self.classes.is_floating_point():
+            raise GenkitError(
+                "semidiscrete: conditional=true is for classes, and the conditions of these data are real numbers: "
+                "take 'conditional_ot'"
+            )
         self.points = x.flatten(1).float()
         if not bool(torch.isfinite(self.points).all()):
             raise GenkitError("semidiscrete: the data have values that are not finite; look at them")

@@ -36,7 +36,8 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def take(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Rows by number: index (B,) int64 -> x (B, *shape) int64 levels or float32, y (B,) int64 or None."""
+        """Rows by number: index (B,) int64 -> x (B, *shape) int64 levels or float32, y (B,) int64, (B, K) float32 or
+        None."""
 
     @abc.abstractmethod
     def to(self, device: torch.device | str) -> Split:
@@ -51,8 +52,8 @@ class Split(abc.ABC):
 class TensorSplit(Split):
     """Rows held as one tensor on a device: taking a batch is one indexing, without a copy through the host.
 
-    x: (N, *shape), uint8 or int64 levels or float32. y: (N,) classes or None.
-    Raises GenkitError when x and y differ in length or there is no row.
+    x: (N, *shape), uint8 or int64 levels or float32. y: (N,) classes, (N, K) real-valued conditions, or None.
+    Raises GenkitError when x and y differ in length, there is no row, or a condition is not finite.
     """
 
     def __init__(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -60,6 +61,8 @@ class TensorSplit(Split):
             raise GenkitError("a split needs at least one row")
         if y is not None and len(y) != len(x):
             raise GenkitError(f"a split has {len(x)} rows but {len(y)} labels")
+        if y is not None and y.is_floating_point() and not bool(y.isfinite().all()):
+            raise GenkitError("a split has conditions that are not finite (NaN would stand for none)")
         self.x, self.y = x, y
 
     def __len__(self) -> int:
@@ -67,8 +70,8 @@ class TensorSplit(Split):
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         index = index.to(self.x.device)
-        x = self.x[index]
-        return x if x.is_floating_point() else x.long(), None if self.y is None else self.y[index].long()
+        x, y = self.x[index], None if self.y is None else self.y[index]
+        return (whole(x), None if y is None else whole(y))
 
     def to(self, device: torch.device | str) -> TensorSplit:
         return TensorSplit(self.x.to(device), None if self.y is None else self.y.to(device))
@@ -81,6 +84,11 @@ class TensorSplit(Split):
                 digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def whole(x: Tensor) -> Tensor:
+    """Levels and classes as int64; real numbers as they are."""
+    return x if x.is_floating_point() else x.long()
 
 
 class Encoded:
@@ -98,7 +106,7 @@ class Encoded:
         return self.split.hash
 
     def take(self, index: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor | None]:
-        """index (B,) -> x1 (B, *shape) encoded, y (B,) or None."""
+        """index (B,) -> x1 (B, *shape) encoded, y (B,), (B, K) or None."""
         x, y = self.split.take(index)
         return self.view.encode(x, generator=generator), y
 
@@ -192,7 +200,7 @@ class Dataset(abc.ABC):
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of both parts and of what their numbers mean (shape, levels, classes, symbols)."""
+        """SHA-256 (hex) of both parts and of what their numbers mean (shape, levels, classes, conditions, symbols)."""
         spec = self.spec
         content: tuple[object, ...] = (
             *(spec.shape, spec.levels, spec.classes),
@@ -200,6 +208,8 @@ class Dataset(abc.ABC):
         )
         if spec.tokenizer or spec.fixed:
             content += (spec.tokenizer, spec.fixed)
+        if spec.condition is not None:
+            content += (spec.condition,)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genkit.data.base import DATASETS, Dataset, TensorSplit
@@ -18,24 +20,39 @@ from genkit.errors import GenkitError
 from genkit.randomness import keyed_generator
 from genkit.types import DataSpec, Generator, Source
 
+CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "x": lambda x: x[:, :1],
+    "y": lambda x: x[:, 1:],
+    "direction": lambda x: F.normalize(x, dim=1),
+}
+
 
 class Density(Dataset):
     """A density on the plane: mode y uniform in 0..modes-1, then x ~ p(x | y).
 
     n_train, n_test: rows of the two parts. seed: of both. labels: whether the mode is given as the class.
-    Raises GenkitError for a part without rows.
+    condition: what else is given of a point: its coordinate `x` or `y`, or its `direction` from the origin x / |x|.
+    Raises GenkitError for a part without rows, and for labels beside a condition.
     """
 
     modes: ClassVar[int]
 
     def __init__(
-        self, n_train: int = 20_000, n_test: int = 5_000, seed: int = 0, labels: bool = False
+        self,
+        n_train: int = 20_000,
+        n_test: int = 5_000,
+        seed: int = 0,
+        labels: bool = False,
+        condition: Literal["x", "y", "direction"] | None = None,
     ) -> None:
         for key, n in (("n_train", n_train), ("n_test", n_test)):
             if n < 1:
                 raise GenkitError(f"{key} must be at least 1, not {n}")
         self.sizes, self.seed, self.labels = {"train": n_train, "test": n_test}, seed, labels
-        self.spec = DataSpec(DATASETS.name_of(self), (2,), classes=self.modes if labels else None)
+        self.condition = None if condition is None else CONDITIONS[condition]
+        classes = self.modes if labels else None
+        values = None if self.condition is None else self.condition(torch.zeros(1, 2)).shape[1]
+        self.spec = DataSpec(DATASETS.name_of(self), (2,), classes=classes, condition=values)
 
     @abc.abstractmethod
     def draw(self, y: Tensor, generator: Generator) -> Tensor:
@@ -44,11 +61,13 @@ class Density(Dataset):
     def sample(
         self, n: int, *, generator: Generator = None, device: torch.device | str | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Fresh x (n, 2) and, with `labels`, y (n,), drawn where the generator is, moved to `device`."""
+        """Fresh x (n, 2) and, with `labels`, y (n,), or with a `condition` (n, K), drawn where the generator is, moved
+        to `device`."""
         where = generator.device if generator is not None else torch.device(device or "cpu")
         y = torch.randint(self.modes, (n,), generator=generator, device=where)
         x = self.draw(y, generator).float()
-        return x.to(device or where), y.to(device or where) if self.labels else None
+        given = self.condition(x) if self.condition is not None else y if self.labels else None
+        return x.to(device or where), None if given is None else given.to(device or where)
 
     def load(self, name: Literal["train", "test"]) -> TensorSplit:
         generator = keyed_generator(self.seed, "density", self.spec.name, name)

@@ -40,7 +40,7 @@ GUIDANCES = Registry(Guidance, "guidance", "genkit.guidance")
 def guided(
     predict: Predictor, y: Tensor | None, guidance: Guidance | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """f(t, x) for classes `y`; with guidance, the class and the null class are one batch of twice the size."""
+    """f(t, x) for classes or conditions `y`; with guidance, they and the null are one batch of twice the size."""
     if guidance is None or not guidance.active or y is None:
         return lambda t, x: predict(t, x, y)
     both = torch.cat((y, null_like(y)))

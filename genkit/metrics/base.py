@@ -39,7 +39,7 @@ class DataMetric(Metric):
     needs: what data it applies to, for errors.
     priority: the distance that judges a comparison is the one with the highest.
     higher_is_better: None for a figure that has no better end.
-    by_class: of those that read samples, `update` takes their classes too; left out where there are none.
+    by_class: of those that read samples, `update` takes their classes or conditions too; left out where there are none.
     """
 
     reads: ClassVar[

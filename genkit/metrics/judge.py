@@ -16,9 +16,11 @@ from genkit.metrics.base import METRICS, DataMetric
 from genkit.randomness import keyed_generator
 from genkit.types import LogProb
 
+BLOCK = 256  # conditions that are compared with all training rows at a time
+
 
 class Scorer(Protocol):
-    """A model that says how probable rows x (N, *shape) of the classes y (N,) are, batch by batch, on the CPU."""
+    """A model that says how probable rows x (N, *shape) with classes or conditions y are, by batches, on the CPU."""
 
     @property
     def hash(self) -> str: ...
@@ -30,7 +32,8 @@ class Judge:
     """The metrics of one data set. Their reference rows are filled in once, however many models are judged.
 
         judge.prompts                      rows that samples are to answer, of data with prompts
-        judge.samples(x, y)                {metric: number} of samples x (count, *shape) of the classes y
+        judge.conditions                   the y that samples are to have: classes in turn, or those of the test rows
+        judge.samples(x, y)                {metric: number} of samples x (count, *shape) of the classes or conditions y
         judge.floors()                     the same of real data: no model can be expected to do better
         judge.log_probs(parts)             {metric: {...}} of the log-probabilities of test rows
         judge.trajectories(states, times)  {name: number} of the paths of a flow
@@ -56,7 +59,7 @@ class Judge:
             for name in METRICS.names()
             if METRICS.get(name).applies(dataset.spec)
             and (scorer is not None or METRICS.get(name).reads != "scored")
-            and (dataset.spec.classes or not METRICS.get(name).by_class)
+            and (dataset.spec.conditional or not METRICS.get(name).by_class)
         ]
 
     @cached_property
@@ -68,6 +71,14 @@ class Judge:
         rows, _ = self._rows("test", self.count)
         fixed = torch.isin(rows, torch.tensor(spec.fixed))
         return rows.masked_fill((rows == spec.answer).cumsum(1).bool() & ~fixed, -1)
+
+    @cached_property
+    def conditions(self) -> Tensor | None:
+        """What samples are asked to be: classes in turn (count,), or the conditions (count, K) of the test rows that
+        they are compared with; None for data without."""
+        if self.dataset.spec.classes:
+            return torch.arange(self.count) % self.dataset.spec.classes
+        return self._rows("test", self.count)[1] if self.dataset.spec.condition else None
 
     def samples(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
         found = {
@@ -81,14 +92,16 @@ class Judge:
         return found
 
     def floors(self) -> dict[str, float]:
-        """Training rows in the place of samples; test rows for metrics that compare with the training rows, or with
-        nothing. They are taken once."""
+        """Training rows in the place of samples, those that come nearest to conditions where there are such; test rows
+        for metrics that compare with the training rows, or with nothing. They are taken once."""
         return dict(self._floors)
 
     @cached_property
     def _floors(self) -> dict[str, float]:
         train, of_train = self._rows("train", self.count)
         test, y = self._rows("test", self.count)
+        if self.dataset.spec.condition and y is not None:
+            train, of_train = self._nearest(y), y
         found = {name: self._sampled(name, train, of_train) for name in self._reading("samples")}
         found |= {name: float(self._filled[name].compute()["test"]) for name in self._reading("parts")}
         found |= self._alone(test, y) | self._answered(test)
@@ -171,6 +184,12 @@ class Judge:
 
     def _reading(self, *kinds: str) -> Iterator[str]:
         return (name for name in self.names if METRICS.get(name).reads in kinds)
+
+    def _nearest(self, y: Tensor) -> Tensor:
+        """For each of the conditions y (count, K) the training row whose condition is nearest."""
+        x, of_train = self._rows("train", len(self.dataset.train))
+        assert of_train is not None
+        return x[torch.cat([torch.cdist(part, of_train).argmin(1) for part in y.split(BLOCK)])]
 
     def _rows(self, part: Literal["train", "test"], count: int) -> tuple[Tensor, Tensor | None]:
         """`count` rows of a part, a function of the seed, on the CPU."""

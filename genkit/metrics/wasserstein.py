@@ -1,4 +1,4 @@
-"""Exact 2-Wasserstein distance of points, in all and class by class."""
+"""Exact 2-Wasserstein distance of points: in all, class by class, and with their conditions."""
 
 from __future__ import annotations
 
@@ -46,18 +46,9 @@ class Wasserstein(Assigned):
         return optimal_cost(x[: self.rows], y[: self.rows]).sqrt()
 
 
-@METRICS.register("class_wasserstein")
-class ClassWasserstein(Assigned):
-    """Exact 2-Wasserstein distance of points and their classes: sqrt(sum_y p(y) W_2^2(p(x | y), q(x | y))).
+class Conditioned(Assigned):
+    """Such a distance that knows what is given of each row: `distance` has it in `real_y` and `fake_y`."""
 
-    That is W_2 of (x, y) where mass may not go from class to class; p(y) is that of the reference rows. A model whose
-    classes are each wrong may still be right in all, which `wasserstein` does not see.
-
-    update(x, real, y=None): y (B,) classes; all are of one class without.
-    Raises GenkitError for a class that only the reference rows have, and what `wasserstein` raises.
-    """
-
-    words = "2-Wasserstein distance class by class"
     by_class = True
 
     real_y: list[Tensor]
@@ -70,8 +61,29 @@ class ClassWasserstein(Assigned):
 
     def update(self, x: Tensor, real: bool, y: Tensor | None = None) -> None:
         super().update(x, real)
-        y = torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else y
-        (self.real_y if real else self.fake_y).append(y)
+        (self.real_y if real else self.fake_y).append(self.given(x, y))
+
+    def given(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """What is kept of y for the rows x (B, *shape)."""
+        return torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else y
+
+
+@METRICS.register("class_wasserstein")
+class ClassWasserstein(Conditioned):
+    """Exact 2-Wasserstein distance of points and their classes: sqrt(sum_y p(y) W_2^2(p(x | y), q(x | y))).
+
+    That is W_2 of (x, y) where mass may not go from class to class; p(y) is that of the reference rows. A model whose
+    classes are each wrong may still be right in all, which `wasserstein` does not see.
+
+    update(x, real, y=None): y (B,) classes; all are of one class without.
+    Raises GenkitError for a class that only the reference rows have, and what `wasserstein` raises.
+    """
+
+    words = "2-Wasserstein distance class by class"
+
+    @classmethod
+    def applies(cls, spec: DataSpec) -> bool:
+        return is_of_points(spec) and spec.condition is None
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         x, y = x[: self.rows], y[: self.rows]
@@ -82,6 +94,38 @@ class ClassWasserstein(Assigned):
                 raise GenkitError(f"no samples of class {int(label)}, of which there are reference rows")
             total += count / len(y) * optimal_cost(x[of_x == label], y[of_y == label])
         return total.sqrt()
+
+
+@METRICS.register("joint_wasserstein")
+class JointWasserstein(Conditioned):
+    """Exact 2-Wasserstein distance of points with their real-valued conditions: W_2 of (x, s y), in the data's units.
+
+    s = sqrt(tr Cov(x) / tr Cov(y)), of the reference rows, makes conditions count as much as points. Points that are
+    right in all but come under the wrong conditions are far, which `wasserstein` does not see.
+
+    update(x, real, y): y (B, K). Raises GenkitError for rows without conditions, and what `wasserstein` raises.
+    """
+
+    words = "2-Wasserstein distance of points with their conditions"
+    needs = f"{Assigned.needs} and real-valued conditions"
+
+    @classmethod
+    def applies(cls, spec: DataSpec) -> bool:
+        return is_of_points(spec) and spec.condition is not None
+
+    def given(self, x: Tensor, y: Tensor | None) -> Tensor:
+        if y is None or y.shape != (len(x), self.spec.condition):
+            raise GenkitError(
+                f"'{self.spec.name}' has conditions of shape ({len(x)}, {self.spec.condition}): give y"
+            )
+        return y
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        of_x, of_y = dim_zero_cat(self.fake_y).to(x), dim_zero_cat(self.real_y).to(y)
+        spread = of_y.var(0).sum()
+        scale = torch.where(spread > 0, y.var(0).sum() / spread, 0.0).sqrt()
+        joint, real = torch.cat((x, scale * of_x), 1), torch.cat((y, scale * of_y), 1)
+        return optimal_cost(joint[: self.rows], real[: self.rows]).sqrt()
 
 
 def is_of_points(spec: DataSpec) -> bool:

@@ -17,13 +17,21 @@ from genkit.registry import Registry
 from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample, Source, View, null_like
 
 T = TypeVar("T", bound="Objective")
+SAME = (
+    "shape",
+    "levels",
+    "classes",
+    "condition",
+    "tokenizer",
+    "fixed",
+)  # what a teacher's data must have alike
 
 
 class Objective(nn.Module, abc.ABC):
     """A backbone with the stems and heads of one family of models, its loss, and its ways to sample.
 
     spec: of the data. model: of the backbone. The other arguments of a class are its options in a recipe.
-    conditional: whether it is told the class y of a sample; classes: their number.
+    conditional: whether it is told y of a sample: one of so many `classes`, or `condition_dims` real values.
     samplers: the registry of what samples are made with (solvers, unmaskers, inverters); None where there is no choice.
     default_sampler: what they are made with when nothing is said.
     generates: whether it makes samples; a codec does not.
@@ -43,8 +51,9 @@ class Objective(nn.Module, abc.ABC):
         if not 0 <= label_dropout < 1:
             raise GenkitError(f"label_dropout must be in [0, 1), not {label_dropout}")
         self.spec, self.model = spec, model
-        self.conditional = conditional and spec.classes is not None
+        self.conditional = conditional and spec.conditional
         self.classes = spec.classes if self.conditional else None
+        self.condition_dims = spec.condition if self.conditional else None
         self.label_dropout = label_dropout
         self.tokens = tokens_of(spec, model.patch)
         self.register_buffer("positions", self.tokens.positions, persistent=False)
@@ -52,7 +61,7 @@ class Objective(nn.Module, abc.ABC):
 
     def check_teacher(self, teacher: Any) -> None:
         """Raises GenkitError for a teacher that does not fit, and for none where one is needed."""
-        for what in ("shape", "levels", "classes", "tokenizer", "fixed") if teacher is not None else ():
+        for what in SAME if teacher is not None else ():
             theirs, ours = getattr(teacher.spec, what), getattr(self.spec, what)
             if theirs != ours:
                 if what == "tokenizer":
@@ -64,8 +73,13 @@ class Objective(nn.Module, abc.ABC):
         return True
 
     def setup(self, data: Split, teacher: Any = None) -> None:
-        """Once before training: what the objective needs of the data and of a teacher."""
+        """Once before training: what the objective needs of the data and of a teacher.
+
+        Raises GenkitError for a teacher that does not fit, and data with other conditions than their spec says.
+        """
         self.check_teacher(teacher)
+        if self.condition_dims is not None:
+            self.labels(1, data.take(torch.arange(1))[1])
 
     @torch.no_grad()
     def prepare(self, batch: Batch, *, generator: Generator = None) -> Batch:
@@ -89,7 +103,7 @@ class Objective(nn.Module, abc.ABC):
         return_log_prob: bool = False,
         generator: Generator = None,
     ) -> Sample:
-        """n samples of the classes y (n,); None is the unconditional model (the null class)."""
+        """n samples of the classes y (n,) or conditions (n, K); None is the unconditional model (the null)."""
 
     def trajectory(
         self, n: int, y: Tensor | None = None, *, sampler: Any, generator: Generator = None
@@ -136,29 +150,41 @@ class Objective(nn.Module, abc.ABC):
         return self.positions.device
 
     def drop_label(self, y: Tensor | None, *, generator: Generator = None) -> Tensor | None:
-        """Classes with a share `label_dropout` of them replaced by the null class."""
+        """Classes or conditions with a share `label_dropout` of them replaced by the null."""
         if y is None or not self.conditional:
             return None
         dropped = sample_like(torch.rand, y.float(), generator, (len(y),)) < self.label_dropout
-        return torch.where(dropped, null_like(y), y)
+        return torch.where(dropped.reshape(-1, *[1] * (y.ndim - 1)), null_like(y), y)
 
     def labels(
         self, n: int, y: Tensor | None, guidance: Guidance | None = None, *, log_prob: bool = False
     ) -> Tensor | None:
-        """`y` as this model takes it. Raises GenkitError for classes that do not exist or cannot be guided, and
-        for a guided log-probability."""
+        """`y` as this model takes it. Raises GenkitError for classes that do not exist, conditions of another shape,
+        what cannot be guided, and a guided log-probability."""
         if n < 1:
             raise GenkitError(f"the number of samples must be at least 1, not {n}")
         if guidance is not None and guidance.active and not (self.conditional and self.label_dropout):
             why = "was trained with label_dropout 0" if self.conditional else "is unconditional"
-            raise GenkitError(f"guidance needs a class-conditional model with label dropout; this one {why}")
+            raise GenkitError(f"guidance needs a conditional model with label dropout; this one {why}")
         if log_prob and guidance is not None and guidance.active:
             raise GenkitError("guided samples have no log-probability: set guidance to 1")
         if y is None:
             return None
-        if self.classes is None:
+        if not self.conditional:
             raise GenkitError(f"this model of '{self.spec.name}' is unconditional: it takes no class")
         y = y.to(self.device)
+        if self.condition_dims is not None:
+            if y.shape != (n, self.condition_dims) or not y.is_floating_point():
+                raise GenkitError(
+                    f"conditions of '{self.spec.name}' must be real numbers of shape ({n}, {self.condition_dims}), not "
+                    f"{tuple(y.shape)} {y.dtype}"
+                )
+            if bool(y.isinf().any()):
+                raise GenkitError(f"conditions of '{self.spec.name}' must be finite")
+            return y
+        assert self.classes is not None
+        if y.is_floating_point():
+            raise GenkitError(f"'{self.spec.name}' has classes, which are whole numbers, not {y.dtype}")
         if y.shape != (n,):
             raise GenkitError(f"classes must have shape ({n},), not {tuple(y.shape)}")
         if bool(((y < -1) | (y >= self.classes)).any()):

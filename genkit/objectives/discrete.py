@@ -50,7 +50,7 @@ class Discrete(Objective):
         if (spec.boundary is not None or spec.answer is not None) and self.tokens.dim > 1:
             raise GenkitError(f"'{spec.name}' has boundaries: a token must be one symbol")
         self.stem = SymbolStem(self.vocabulary + 1, self.tokens, model.width)
-        self.condition = Condition(model.width, classes=self.classes, time=time)
+        self.condition = Condition(model.width, classes=self.classes, values=self.condition_dims, time=time)
         self.head = Head(model.width, self.tokens.dim * self.vocabulary)
         modelled = torch.ones(self.vocabulary, dtype=torch.bool)
         modelled[list(spec.fixed)] = False

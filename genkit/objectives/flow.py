@@ -57,7 +57,7 @@ class Flow(Objective):
         self.path: Path = PATHS.build(path)
         self.times: Times = TIMES.build(times)
         self.stem = Stem(self.tokens, model.width)
-        self.condition = Condition(model.width, classes=self.classes, time=True)
+        self.condition = Condition(model.width, classes=self.classes, values=self.condition_dims, time=True)
         self.head = Head(model.width, self.tokens.dim)
 
     @property
@@ -66,7 +66,7 @@ class Flow(Objective):
         return None
 
     def outputs(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """What the head gives (B, L, D): t scalar or (B,), x (B, ...), y (B,) with -1 for the null class."""
+        """What the head gives (B, L, D): t scalar or (B,), x (B, ...), y classes or conditions, or the null."""
         cond = self.condition(len(x), t=t, y=y)
         h = self.stem(self.tokens.split(x))
         h = self.backbone(h, cond, pos=self.positions)
@@ -78,10 +78,10 @@ class Flow(Objective):
 
     @abc.abstractmethod
     def predict(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """What the model predicts (B, ...): t scalar or (B,), x (B, ...), y (B,) with -1 for the null class."""
+        """What the model predicts (B, ...): t scalar or (B,), x (B, ...), y classes or conditions, or the null."""
 
     def field(self, y: Tensor | None = None, guidance: Guidance | None = None) -> Field:
-        """The prediction for classes y as a field that solvers take, with what else is valid for it."""
+        """The prediction for classes or conditions y as a field that solvers take, with what else is valid for it."""
         coefficients = None if self.path.noisy else self.path.coefficients
         return Field(guided(self.predict, y, guidance), coefficients, self.no_score, self.prediction)
 

@@ -87,8 +87,8 @@ class FlowMatching(Flow):
         super().setup(data, teacher)
         if self.conditional and self.coupling.skews_classes:
             warnings.warn(
-                f"the coupling '{COUPLINGS.name_of(self.coupling)}' pairs without regard to classes, so each class "
-                "is trained from a source of its own and sampled from another: take 'conditional_ot', or "
+                f"the coupling '{COUPLINGS.name_of(self.coupling)}' pairs without regard to conditions, so each of "
+                "them is trained from a source of its own and sampled from another: take 'conditional_ot', or "
                 "conditional=false",
                 stacklevel=2,
             )

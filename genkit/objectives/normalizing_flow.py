@@ -75,7 +75,9 @@ class NormalizingFlow(Objective):
         self.view = Continuous(spec, noise=noise, sigma=sigma)
         self.source = StandardNormal()
         layers = span_layers(spans, model.depth)
-        self.condition = Condition(model.width, classes=self.classes, spans=len(layers))
+        self.condition = Condition(
+            model.width, classes=self.classes, values=self.condition_dims, spans=len(layers)
+        )
         self.spans = nn.ModuleList(
             Span(self.tokens, model.width, part, flip=k % 2 == 1, clip=clip) for k, part in enumerate(layers)
         )

@@ -320,7 +320,7 @@ def conditionals(
     symbols = forward.scatter(-1, own, math.inf).topk(candidates, dim=-1).indices
     where = places[..., None, None].expand(*symbols.shape, 1)
     rows = x[:, None, None].expand(*symbols.shape, -1).scatter(-1, where, symbols[..., None]).flatten(0, 2)
-    of_rows = None if y is None else y.repeat_interleave(symbols[0].numel())
+    of_rows = None if y is None else y.repeat_interleave(symbols[0].numel(), 0)
     log_p = [
         teacher.log_likelihood(rows[part], None if of_rows is None else of_rows[part])
         for part in torch.arange(len(rows), device=x.device).split(len(x))

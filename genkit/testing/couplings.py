@@ -32,14 +32,16 @@ Given = tuple[Tensor, Tensor | None, Tensor]
 RARE = 1e-3  # p-values below it break a law
 SPEC = DataSpec("toy", (2,), classes=3)
 PICTURES = DataSpec("pictures", (1, 4, 4), classes=3)
+GIVEN = DataSpec("given", (2,), condition=1)
 
 
 def toy(spec: DataSpec = SPEC, n: int = 300) -> Encoded:
-    """Labelled rows of unequal scales, away from the origin."""
+    """Rows of unequal scales, away from the origin, with classes, or with their first value as a condition."""
     x = torch.randn(n, spec.dims, generator=keyed_generator(0, "toy")) + 1
     x[:, 0] *= 2
     x[:, 1] = x[:, 0] / 2 + x[:, 1] / 2
-    return Encoded(TensorSplit(x.reshape(n, *spec.shape), torch.arange(n) % 3), Continuous(spec))
+    y = torch.arange(n) % 3 if spec.condition is None else x[:, : spec.condition].clone()
+    return Encoded(TensorSplit(x.reshape(n, *spec.shape), y), Continuous(spec))
 
 
 @dataclass
@@ -126,6 +128,21 @@ def classes_and_row_numbers_go_with_the_rows(case: Case) -> Finding | None:
     """y and index of the pair are those of its rows: given back as they came where rows are kept, of the chosen rows
     where they are drawn. Pass them on: Pair(x0, x1, y, index)."""
     return at_most(moved(case.coupling, case.data), 0, "distance to the rows that `index` names")
+
+
+@LAWS.law
+def real_valued_conditions_go_with_the_rows(case: Case) -> Finding | None:
+    """Of data with real numbers (B, K) in the place of classes, the pair has those of its rows, and the generator
+    decides; or the coupling says that it needs classes."""
+    data = toy(GIVEN)
+    try:
+        coupling = case.build(data=data)
+    except GenkitError as error:
+        return Finding(True, f"refused: {error}")
+    return both(
+        at_most(moved(coupling, data), 0, "distance to the rows that `index` names"),
+        at_most(repeats(coupling, data), 0, "difference between two draws of one seed"),
+    )
 
 
 @LAWS.law
@@ -217,7 +234,7 @@ def the_cost_is_below_that_of_independent_pairs(case: Case) -> Finding | None:
 
 
 def rows_of(data: EncodedData, size: int, key: int = 0) -> Given:
-    """x1 (size, ...), y (size,) or None, and index (size,) of rows drawn with replacement."""
+    """x1 (size, ...), y or None, and index (size,) of rows drawn with replacement."""
     index = torch.randint(len(data), (size,), generator=keyed_generator(key, "law rows"))
     x1, y = data.take(index, generator=keyed_generator(key, "law noise"))
     return x1, y, index

@@ -43,8 +43,9 @@ LAWS = Laws(DATASETS, Case)
 
 @LAWS.law
 def rows_are_what_the_spec_says(case: Case) -> Finding:
-    """Both parts have rows of spec.shape: int64 levels from 0 to levels - 1, or float32 where levels is None; classes
-    are int64 from 0 to classes - 1, or None. Objectives are built from the spec alone."""
+    """Both parts have rows of spec.shape: int64 levels from 0 to levels - 1, or float32 where levels is None. With them
+    go classes, int64 from 0 to classes - 1, or conditions, finite float32 of spec.condition values, or None.
+    Objectives are built from the spec alone."""
     spec = case.data.spec
     for name in SPLITS:
         x, y = case.rows(name)
@@ -56,12 +57,16 @@ def rows_are_what_the_spec_says(case: Case) -> Finding:
             return Finding(False, f"{name}: values that are not finite")
         if spec.levels is not None and not 0 <= int(x.min()) <= int(x.max()) < spec.levels:
             return Finding(False, f"{name}: levels {int(x.min())} to {int(x.max())} of {spec.levels}")
-        if (y is None) != (spec.classes is None):
-            return Finding(
-                False, f"{name}: classes {'missing' if y is None else 'given'}, spec: {spec.classes}"
-            )
-        if y is not None and not (y.shape == x.shape[:1] and y.dtype == torch.int64):
-            return Finding(False, f"{name}: classes {tuple(y.shape)} {y.dtype} of {len(x)} rows")
+        if (y is None) == spec.conditional:
+            said = spec.classes if spec.condition is None else spec.condition
+            return Finding(False, f"{name}: classes {'missing' if y is None else 'given'}, spec: {said}")
+        wanted: tuple[Any, Any] = ((len(x),), torch.int64)
+        if spec.condition is not None:
+            wanted = ((len(x), spec.condition), torch.float32)
+        if y is not None and (tuple(y.shape), y.dtype) != wanted:
+            return Finding(False, f"{name}: classes {tuple(y.shape)} {y.dtype}, expected {wanted}")
+        if y is not None and not bool(y.isfinite().all()):
+            return Finding(False, f"{name}: conditions that are not finite")
         if (
             y is not None
             and spec.classes is not None

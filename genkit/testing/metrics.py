@@ -21,6 +21,7 @@ from genkit.types import DataSpec, LogProb
 DATA: dict[str, dict[str, Any]] = {
     "digits": {},
     "moons": {},
+    "moons given x": {"name": "moons", "condition": "x"},
     "pydoc": {},
     "shapes": {"points": 24, "n_train": 200, "n_test": 100},
     "trimodal": {},
@@ -33,8 +34,8 @@ Feed = Callable[[DataMetric, Tensor], None]  # updates a metric with the rows of
 
 
 @lru_cache(maxsize=len(DATA))
-def data_set(name: str) -> Dataset:
-    return DATASETS.build(name, **DATA[name])
+def data_set(key: str) -> Dataset:
+    return DATASETS.build({"name": key} | DATA[key])
 
 
 @dataclass
@@ -51,10 +52,10 @@ class Case:
 
     def __post_init__(self) -> None:
         given = self.options.pop("data", None)
-        known = [data_set(name) for name in DATA] if given is None else [DATASETS.build(given)]
+        known = [data_set(key) for key in DATA] if given is None else [DATASETS.build(given)]
         found = next((data for data in known if self.cls.applies(data.spec)), None)
         if found is None:
-            names = ", ".join(data.spec.name for data in known)
+            names = ", ".join(dict.fromkeys(data.spec.name for data in known))
             raise GenkitError(f"{self.cls.__name__} applies to none of {names}: give data=NAME")
         if self.cls.reads not in READS:
             raise GenkitError(
@@ -87,6 +88,11 @@ class Case:
             self.taken[name] = torch.cat([rows[i % len(rows)] for i in range(ROWS)])
         return self.taken[name]
 
+    def given(self, i: Tensor) -> dict[str, Tensor]:
+        """What is given of the test rows of these numbers, for a metric that takes it, of data that have it."""
+        told = self.cls.by_class and self.data.spec.conditional
+        return {"y": self.labels[i]} if told else {}
+
     @property
     def labels(self) -> Tensor:
         y = self.data.test.take(torch.arange(ROWS))[1]
@@ -118,8 +124,8 @@ class Case:
         if reads == "samples":
 
             def update(metric: DataMetric, i: Tensor) -> None:
-                metric.update(test[i], real=True)
-                metric.update(samples[i], real=False)
+                metric.update(test[i], real=True, **self.given(i))
+                metric.update(samples[i], real=False, **self.given(i))
 
         elif reads == "parts":
 
@@ -262,7 +268,7 @@ def real_rows_are_better_than_noise(case: Case) -> Finding | None:
 @LAWS.law
 def other_data_are_refused(case: Case) -> Finding:
     """A metric built for data to which it does not apply (`applies`) raises GenkitError: call self.require(spec)."""
-    others = [data_set(name).spec for name in DATA if not case.cls.applies(data_set(name).spec)]
+    others = [spec for spec in (data_set(key).spec for key in DATA) if not case.cls.applies(spec)]
     taken = []
     for spec in others:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import torch
@@ -18,7 +18,7 @@ from genkit.objectives.base import OBJECTIVES, Objective
 from genkit.randomness import keyed_generator
 from genkit.solvers import SOLVERS
 from genkit.testing.laws import Finding, Laws, at_most, both, difference, equal
-from genkit.types import Batch, DataSpec, Kind
+from genkit.types import Batch, DataSpec, Kind, null_like
 
 # What is tried, in this order: data, and the size of a patch.
 DATA = (
@@ -34,6 +34,8 @@ DATA = (
 def rows_of(spec: DataSpec, n: int = 64) -> TensorSplit:
     generator = keyed_generator(0, "law rows")
     y = torch.arange(n) % spec.classes if spec.classes else None
+    if spec.condition:
+        y = torch.randn(n, spec.condition, generator=keyed_generator(0, "law conditions"))
     if spec.levels:
         return TensorSplit(torch.randint(spec.levels, (n, *spec.shape), generator=generator), y)
     return TensorSplit(torch.randn(n, *spec.shape, generator=generator).clamp(-1, 1), y)
@@ -60,10 +62,10 @@ class Case:
                 return
         raise GenkitError(f"{self.cls.__name__} takes none of the data of this check. " + "; ".join(why))
 
-    def build(self, seed: int = 0) -> Objective:
+    def build(self, seed: int = 0, spec: DataSpec | None = None) -> Objective:
         torch.manual_seed(seed)
-        objective = self.cls(self.spec, self.model, **self.options)
-        objective.setup(rows_of(self.spec))
+        objective = self.cls(spec or self.spec, self.model, **self.options)
+        objective.setup(rows_of(spec or self.spec))
         with torch.no_grad():
             for p in objective.parameters():
                 if p.abs().max() == 0:
@@ -73,7 +75,7 @@ class Case:
     def loss(self, objective: Objective | None = None, key: int = 0, n: int = 32) -> dict[str, Tensor]:
         objective, generator = objective or self.objective, keyed_generator(key)
         index = torch.arange(n) % 64
-        batch = Batch(*rows_of(self.spec).take(index), index)
+        batch = Batch(*rows_of(objective.spec).take(index), index)
         return objective.loss(objective.prepare(batch, generator=generator), generator=generator)
 
     @property
@@ -232,6 +234,40 @@ def the_state_is_all_of_it(case: Case) -> Finding:
         at_most(
             difference(case.loss(copy.deepcopy(case.objective))["loss"].detach(), expected), 0, "of a copy by"
         ),
+    )
+
+
+@LAWS.law
+def real_valued_conditions_are_heard(case: Case) -> Finding | None:
+    """Of data with conditions of real numbers, where it takes such: the loss and the samples depend on them, a NaN is
+    the same as none, and those of another width raise GenkitError. Give Condition the `condition_dims`, and let
+    drop_label and labels do the rest."""
+    spec = replace(case.spec, classes=None, class_names=(), condition=2)
+    try:
+        objective = case.build(spec=spec)
+    except GenkitError:
+        return None
+    if not case.cls.generates or not objective.conditional:
+        return None
+    y = rows_of(spec).take(torch.arange(4))[1]
+    assert y is not None
+
+    def sample(y: Tensor | None) -> Tensor:
+        return objective.sample(4, y, generator=keyed_generator(0)).x
+
+    try:
+        sample(y[:, :1])
+    except GenkitError:
+        narrow = Finding(True, "another width is refused")
+    else:
+        narrow = Finding(False, "conditions of another width are taken")
+    loss = case.loss(objective)["loss"]
+    told = difference(sample(10 * y), sample(-10 * y))
+    return both(
+        Finding(bool(loss.isfinite()), f"loss {float(loss):.4g}"),
+        Finding(told > 0, f"other conditions move samples by {told:.3g}"),
+        at_most(difference(sample(null_like(y)), sample(None)), 1e-5, "NaN and none differ by"),
+        narrow,
     )
 
 

@@ -126,6 +126,22 @@ def test_a_condition_tells_time_class_and_span_apart() -> None:
     assert not torch.allclose(rows[1], out[1], atol=1e-3)
 
 
+def test_a_condition_of_real_values_has_a_null_of_its_own() -> None:
+    torch.manual_seed(0)
+    condition = Condition(8, values=2).double()
+    y = torch.randn(4, 2).double()
+    y[1], y[2, 0] = torch.nan, torch.nan
+    out = condition(4, y=y)
+    assert torch.allclose(out[:1], condition(1, y=y[:1]))
+    assert torch.equal(out[1:3], condition(2, y=None))  # a value that is missing leaves nothing
+    assert torch.cdist(out[[0, 1, 3]], out[[0, 1, 3]]).fill_diagonal_(1).min() > 1e-3
+    out.square().sum().backward()
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in condition.parameters()
+    )
+    assert condition(4, y=y.float()).dtype == torch.float64
+
+
 def test_a_condition_without_anything_is_the_learned_null() -> None:
     condition = Condition(8)
     assert torch.equal(condition(3), condition.null.expand(3, -1))

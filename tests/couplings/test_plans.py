@@ -7,16 +7,19 @@ import math
 import ot
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genkit.couplings import COUPLINGS, batch
 from genkit.couplings.assignment import SLACK, assign
 from genkit.couplings.conditional_ot import unlike, weight_of_ratio
 from genkit.couplings.entropic import entropic_plan, log_rows
+from genkit.data.base import Encoded, TensorSplit
+from genkit.data.views import Continuous
 from genkit.errors import GenkitError
 from genkit.randomness import keyed_generator
 from genkit.testing.couplings import mean_cost, same_p
-from genkit.types import Pair, StandardNormal
+from genkit.types import DataSpec, Pair, StandardNormal
 
 PLANS = [name for name in COUPLINGS.names() if issubclass(COUPLINGS.get(name), batch.BatchCoupling)]
 
@@ -280,6 +283,45 @@ def test_a_larger_weight_brings_conditions_nearer_and_costs_more() -> None:
     apart, cost = zip(*found, strict=True)
     assert apart[0] > apart[1] > 1e6 * apart[2]  # at last each noise goes with its own row
     assert cost[0] < cost[1] < cost[2]
+
+
+def test_conditional_ot_of_real_numbers_lies_between_ot_and_independent_pairs() -> None:
+    x1 = points(50)
+    for y in (torch.randn(50, 1), F.normalize(torch.randn(50, 3), dim=1)):
+        x0 = StandardNormal().sample(x1, generator=keyed_generator(0))
+        assert torch.equal(pair_of("conditional_ot", x1, y, weight=0.0).x0, pair_of("ot", x1).x0)
+        assert torch.equal(pair_of("conditional_ot", x1, y, weight=1e8).x0, x0)
+        tuned = weight_of_ratio(costs(x1), unlike(y), 0.1)
+        assert torch.equal(
+            pair_of("conditional_ot", x1, y, ratio=0.1).x0, pair_of("conditional_ot", x1, y, weight=tuned).x0
+        )
+
+
+def test_a_real_valued_condition_keeps_its_source_under_conditional_ot_and_not_under_ot() -> None:
+    """The noise of points on the right is no further right than that of the others."""
+    found: dict[str, list[Tensor]] = {"conditional_ot": [], "ot": []}
+    for key in range(20):
+        x1 = points(64, key=key)
+        for name, drawn in found.items():
+            options = {"ratio": 0.02} if name == "conditional_ot" else {}
+            coupling = COUPLINGS.build(name, **options)
+            x0 = coupling(x1, x1[:, :1], generator=keyed_generator(key)).x0
+            drawn.append(torch.stack((x0[:, 0], x1[:, 0])))
+    correlation = {name: float(torch.cat(drawn, 1).corrcoef()[0, 1]) for name, drawn in found.items()}
+    assert correlation["ot"] > 0.6
+    assert abs(correlation["conditional_ot"]) < 0.2
+
+
+def test_conditions_that_cannot_be_taken() -> None:
+    y = torch.zeros(8, 1)
+    y[3] = torch.nan
+    with pytest.raises(GenkitError, match="conditional_ot: the data have conditions that are not finite"):
+        pair_of("conditional_ot", points(8), y)
+    data = Encoded(
+        TensorSplit(torch.randn(8, 2), torch.randn(8, 1)), Continuous(DataSpec("a", (2,), condition=1))
+    )
+    with pytest.raises(GenkitError, match="conditional=true is for classes.*take 'conditional_ot'"):
+        COUPLINGS.build("semidiscrete", conditional=True).setup(data, StandardNormal())
 
 
 def test_wrong_options() -> None:

@@ -39,6 +39,14 @@ def test_the_hash_is_of_content() -> None:
     assert len({s.hash for s in [split(5), swapped, *others]}) == 5
 
 
+def test_conditions_stay_real_and_are_finite() -> None:
+    y = torch.tensor([[0.5], [1.5]])
+    assert torch.equal(TensorSplit(torch.zeros(2, 1), y).take(torch.tensor([1]))[1], y[1:])
+    for wrong in (torch.nan, torch.inf):
+        with pytest.raises(GenkitError, match="conditions that are not finite"):
+            TensorSplit(torch.zeros(2, 1), torch.tensor([[0.5], [wrong]]))
+
+
 def test_bad_splits_are_refused() -> None:
     with pytest.raises(GenkitError, match="3 rows but 2 labels"):
         TensorSplit(torch.zeros(3, 2), torch.zeros(2))

@@ -50,6 +50,29 @@ def test_samples_are_keyed_and_parts_differ(name: str) -> None:
     assert labelled[1] is not None
 
 
+@pytest.mark.parametrize("condition", ["x", "y", "direction"])
+def test_a_condition_is_of_the_point(condition: str) -> None:
+    plain, data = (
+        DATASETS.build("moons", n_train=50),
+        DATASETS.build("moons", n_train=50, condition=condition),
+    )
+    x, y = data.train.take(torch.arange(50))
+    assert torch.equal(x, plain.train.take(torch.arange(50))[0])
+    assert data.hash != plain.hash
+    wanted = {"x": x[:, :1], "y": x[:, 1:], "direction": x / x.norm(dim=1, keepdim=True)}[condition]
+    assert y is not None
+    assert torch.allclose(y, wanted)
+    assert y.shape[1] == data.spec.condition
+    assert data.spec.classes is None
+
+
+def test_labels_beside_a_condition_are_refused() -> None:
+    with pytest.raises(GenkitError, match="classes or real-valued conditions, not both"):
+        DATASETS.build("moons", labels=True, condition="x")
+    with pytest.raises(GenkitError, match="condition must be one of 'x', 'y', 'direction' or null, not 'z'"):
+        DATASETS.build("moons", condition="z")
+
+
 def test_eight_gaussians_have_their_means_and_covariances() -> None:
     x, y = draw("8gaussians")
     for k in range(8):

@@ -52,6 +52,30 @@ def test_floors_are_at_equal_counts_and_keyed(metrics):
     assert [len(side) for side in seen[-1]] == [4, 4]
 
 
+class Given(Line):
+    """The same, each number with its negative as a condition; test rows lie beside the training rows."""
+
+    spec = DataSpec("given", (1,), condition=1)
+
+    def load(self, name):
+        x = torch.arange(40.0)[:, None] if name == "train" else torch.arange(3.0, 13.0)[:, None] + 0.25
+        return TensorSplit(x, -x)
+
+
+def test_samples_have_the_conditions_of_the_rows_they_are_compared_with():
+    judge = Judge(Given(), 6)
+    y = judge.conditions
+    assert y is not None
+    rows, _ = judge._rows("test", 6)
+    assert torch.equal(y, -rows)
+    assert judge.samples(rows, y)["joint_wasserstein"] == 0
+    assert judge.floors()["joint_wasserstein"] == pytest.approx(0.25)  # real rows of the nearest conditions
+    assert judge.floors()["wasserstein"] == pytest.approx(0.25)
+    assert "joint_wasserstein" not in judge.samples(rows)
+    assert Judge(Line()).conditions is None
+    assert Judge(DATASETS.build("moons", labels=True, n_test=5)).conditions.tolist() == [0, 1, 0, 1, 0]
+
+
 @pytest.mark.parametrize("count", [11, 1, -3])
 def test_more_rows_than_there_are_real_ones_are_refused(count):
     with pytest.raises(GenkitError, match=rf"from 2 to 10, as many as 'line' has.*not {count}"):

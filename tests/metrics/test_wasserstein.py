@@ -12,6 +12,7 @@ from genkit.metrics import METRICS, Judge
 from genkit.types import DataSpec
 
 POINTS = DataSpec("points", (2,), classes=2)
+GIVEN = DataSpec("given", (2,), condition=1)
 
 
 def measure(x, y, name="wasserstein", **classes):
@@ -42,6 +43,41 @@ def test_classes_count_by_their_share_of_reference_rows():
     assert measure(moved, x, "class_wasserstein", of_x=y, of_y=y) == pytest.approx(math.sqrt(16 / 4))
     with pytest.raises(GenkitError, match="no samples of class 1"):
         measure(x, x, "class_wasserstein", of_x=torch.zeros(8), of_y=y)
+
+
+def joint(x, real, of_x, of_real):
+    metric = METRICS.build("joint_wasserstein", GIVEN)
+    metric.update(real, True, of_real)
+    metric.update(x, False, of_x)
+    return metric.compute().item()
+
+
+def test_points_under_wrong_conditions_are_far():
+    """Two points 2 apart, and their conditions, at twice the scale: swapped, either point or condition moves by 2."""
+    x, y = torch.tensor([[0.0, 0.0], [2.0, 0.0]] * 5), torch.tensor([[0.0], [4.0]] * 5)
+    assert joint(x, x, y, y) == 0
+    assert joint(x, x, y.flip(0), y) == pytest.approx(2)
+    assert joint(x + 0.1, x, y, y) == pytest.approx(0.1 * math.sqrt(2), rel=1e-5)
+    assert joint(x, x, 7 + 0 * y, 7 + 0 * y) == 0  # conditions that say nothing
+
+
+def test_the_joint_distance_is_that_of_points_and_scaled_conditions():
+    x, real, of_x, of_real = (torch.randn(40, d).double() for d in (2, 2, 1, 1))
+    scale = (real.var(0).sum() / of_real.var(0).sum()).sqrt()
+    a, b = torch.cat((x, scale * of_x), 1), torch.cat((real, scale * of_real), 1)
+    wanted = math.sqrt(ot.emd2([], [], ot.dist(a.numpy(), b.numpy())))
+    assert joint(x, real, of_x, of_real) == pytest.approx(wanted)
+    assert joint(x, real, 9 * of_x, 9 * of_real) == pytest.approx(wanted)
+
+
+def test_the_joint_distance_is_for_real_valued_conditions():
+    with pytest.raises(GenkitError, match="and real-valued conditions, which 'points' has not"):
+        METRICS.build("joint_wasserstein", POINTS)
+    with pytest.raises(GenkitError, match="which 'given' has not"):
+        METRICS.build("class_wasserstein", GIVEN)
+    for y in (None, torch.zeros(4, 2), torch.zeros(4)):
+        with pytest.raises(GenkitError, match=r"conditions of shape \(4, 1\): give y"):
+            METRICS.build("joint_wasserstein", GIVEN).update(torch.zeros(4, 2), True, y)
 
 
 @pytest.mark.parametrize("labels", [False, True])

@@ -223,7 +223,7 @@ def test_a_conditional_model_of_pairs_across_classes_says_so_once(coupling: str,
         model.prepare(Batch(*rows.take(torch.arange(8))))
     said = [str(w.message) for w in caught]
     assert len(said) == (coupling == "ot" and conditional)
-    assert all("the coupling 'ot' pairs without regard to classes" in text for text in said)
+    assert all("the coupling 'ot' pairs without regard to conditions" in text for text in said)
     assert all("take 'conditional_ot'" in text for text in said)
 
 

@@ -115,6 +115,12 @@ class OtherIndex(Sound):
         return replace(pair, index=torch.arange(len(pair.x1)))
 
 
+@breaks("coupling", "real valued conditions go with the rows")
+class WholeConditions(Sound):
+    def made(self, pair, generator):
+        return replace(pair, y=None if pair.y is None else pair.y.long())
+
+
 @breaks("coupling", "unlabelled data stay unlabelled")
 class InventedClasses(Sound):
     def made(self, pair, generator):
@@ -900,6 +906,19 @@ class MeanLogProb(Plain):
     def log_prob(self, x, y=None, *, generator=None, sampler=None):
         found = super().log_prob(x, y, generator=generator, sampler=sampler)
         return replace(found, value=found.value.mean())
+
+
+@breaks("objective", "real valued conditions are heard")
+class HearsClassesOnly(Plain):
+    def sample(self, n, y=None, **options):
+        return super().sample(n, y if self.classes else None, **options)
+
+
+@breaks("objective", "real valued conditions are heard")
+class TakesAnyWidth(Plain):
+    def sample(self, n, y=None, **options):
+        width = self.condition_dims
+        return super().sample(n, y if y is None or not width else y[:, :1].expand(-1, width), **options)
 
 
 @breaks("objective", "classes that do not exist are refused")
