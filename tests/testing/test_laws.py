@@ -96,7 +96,7 @@ class OfNothing(TwoSample):
         ),
         (
             lambda: check_metric(OfNothing),
-            "applies to none of digits, moons, pydoc, trimodal: give data=",
+            "applies to none of digits, moons, pydoc, shapes, trimodal: give data=",
         ),
         (
             lambda: examine("couplings", "ot"),
