@@ -16,7 +16,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format type unit bench clean
+.PHONY: help install demo test lint format type unit stress bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,6 +51,9 @@ type: install ## mypy
 
 unit: install ## pytest; PYTEST_ARGS='-m "not slow"' for the quick part
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+stress: install ## kill a run a hundred times; it ends with the weights of one never killed (ARGS='--kills 20')
+	$(BIN)/python -m tests.training.stress $(ARGS)
 
 format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -9,14 +9,13 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -244,12 +243,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if (row.get("step") or "").isdecimal() and None not in (*row, *row.values())]
 
 
-class CsvLog(Logger):
-    """`metrics.csv`: a row for each logged step. Rows of steps that a resumed run takes again are dropped."""
+class CsvLog(Callback):
+    """`metrics.csv`: a row for each logged step. Rows of steps that a resumed run takes again are dropped.
 
-    def __init__(self, path: Path, *, start: int = 0) -> None:
-        super().__init__()
-        self.path, self.fields = path, ["step", "loss"]
+    No logger of Lightning's, which write after a step's checkpoint: a kill between the two would lose a row.
+    """
+
+    def __init__(self, path: Path, *, every: int = 1, start: int = 0) -> None:
+        self.path, self.every, self.fields = path, every, ["step", "loss"]
         kept: list[dict[str, str]] = []
         if path.exists():
             kept = [row for row in read_rows(path) if int(row["step"]) < start]
@@ -258,7 +259,7 @@ class CsvLog(Logger):
             self._write(kept, "w")
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         row = {"step": step, **{name: float(value) for name, value in metrics.items() if name != "epoch"}}
         new = [name for name in row if name not in self.fields]
         if new:
@@ -268,16 +269,10 @@ class CsvLog(Logger):
         else:
             self._write([row], "a")
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The recipe of the run says it."""
-
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        step = trainer.global_step
+        if ends_step(pl_module, *batch) and (step % self.every == 0 or trainer.should_stop):
+            self.log_metrics(trainer.logged_metrics, step - 1)
 
     def _write(self, rows: list[Any], mode: str) -> None:
         text = io.StringIO(newline="")

@@ -114,15 +114,14 @@ def fit(
         )
         bad, stop = BadSteps(options, attempt), StopOnSignal()
         checkpoint = StepCheckpoint(last, options, bad)
-        callbacks = [checkpoint, bad, stop, Watch(checkpoint, report, options.log_every)]
+        log = CsvLog(folder / "metrics.csv", every=options.log_every, start=start)
+        callbacks = [checkpoint, bad, stop, log, Watch(checkpoint, report, options.log_every)]
         if options.ema:
             callbacks.append(EMA(options.physical.ema, options.physical.kappa))
         if options.clip and options.logical_batch:
             callbacks.append(Clipping(options.clip))
-        loggers: list[Any] = [CsvLog(folder / "metrics.csv", start=start)]
-        if tensorboard:
-            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
-        lightning = build_trainer(trainer, options, folder, callbacks, loggers)
+        logger = TensorBoardLogger(folder, name="tensorboard", version="") if tensorboard else False
+        lightning = build_trainer(trainer, options, folder, callbacks, logger)
         try:
             if start < options.physical.steps:
                 loader = Loader(split, options, seed)
@@ -157,7 +156,7 @@ def build_trainer(
     options: TrainingOptions,
     folder: Path,
     callbacks: list[L.Callback],
-    loggers: list[Any],
+    logger: Any,
 ) -> L.Trainer:
     """Raises GenkitError for a trainer that cannot be had."""
     try:
@@ -173,7 +172,7 @@ def build_trainer(
             gradient_clip_val=options.clip,
             log_every_n_steps=options.log_every,
             callbacks=callbacks,
-            logger=loggers,
+            logger=logger,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=folder,
             enable_progress_bar=False,

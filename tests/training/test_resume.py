@@ -188,6 +188,24 @@ def test_rows_that_are_taken_again_are_logged_once(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path)] == ["2", "5", "8", "11"]
 
 
+def test_a_kill_right_after_a_checkpoint_loses_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "whole", log_every=1)
+    save = StepCheckpoint.save
+
+    def killed(self: StepCheckpoint, trainer: Any) -> None:
+        save(self, trainer)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepCheckpoint, "save", killed)
+        with pytest.raises(Killed):
+            train(tmp_path / "parts", log_every=1)
+    train(tmp_path / "parts", log_every=1)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
 def test_the_seconds_of_all_parts_are_counted(tmp_path: Path) -> None:
     _, fitted, _ = train(tmp_path, before=interrupt_at(5))
     seconds = fitted.seconds
