@@ -102,7 +102,11 @@ def parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--prompt", help="what is given of each sample, in the words of the data set")
     sample.add_argument("--task", help="of data with several kinds of rows")
-    sample.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; 1 is off")
+    sample.add_argument(
+        "--guidance",
+        metavar="SCALE",
+        help="a scale, 1 is off; or such as '{name: interval, scale: 2, start: 0.3}'; see `genkit list guidances`",
+    )
     sample.add_argument(
         "--class",
         type=int,
@@ -281,11 +285,10 @@ def run_sample(arguments: argparse.Namespace) -> None:
         sample = run.sample(
             arguments.n,
             arguments.label if arguments.condition is None else arguments.condition,
-            **{kind: entry(getattr(arguments, kind), kind) for kind in ("solver", "unmasker", "inverter")},
+            **{kind: entry(getattr(arguments, kind), kind) for kind in ENTRIES},
             steps=arguments.steps,
             temperature=arguments.temperature,
             top_p=arguments.top_p,
-            guidance=arguments.guidance,
             prompt=arguments.prompt,
             task=arguments.task,
             seed=arguments.seed,
@@ -297,11 +300,17 @@ def run_sample(arguments: argparse.Namespace) -> None:
     print(f"{out}: {arguments.n} samples of {run.name}, {how}")
 
 
+ENTRIES = ("solver", "unmasker", "inverter", "guidance")
+
+
 def entry(text: str | None, key: str) -> Any:
-    """A name, or a mapping with `name` and options, as a recipe has it."""
+    """A name, a number, or a mapping with `name` and options, as a recipe has it."""
     from genkit.recipe import override
 
-    return text and override({}, [f"{key}={text}"])[key]
+    try:
+        return text and float(text)
+    except ValueError:
+        return override({}, [f"{key}={text}"])[key]
 
 
 PARTICLES = ("compose", "beta", "particles", "divide-prior", "control", "model", "resampler", "move")

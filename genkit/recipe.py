@@ -3,11 +3,13 @@
     recipe.yaml ── Recipe.load ── checked, defaults filled in ── train ── runs/NAME/ ── load ── Run
 
 A run folder: recipe.yaml (resolved), model.safetensors (averaged weights), checkpoints/last.ckpt,
-metrics.csv, environment.json. Nothing in it can execute code.
+metrics.csv, environment.json, and snapshots/step_N.safetensors where training keeps some. Nothing in it can execute
+code.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -23,16 +25,14 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 import genkit
 from genkit.backbone import ModelOptions
 from genkit.data.base import DATASETS, Codec, Dataset, Shown
 from genkit.errors import GenkitError, Terminated, choose
-from genkit.files import free_name, write_atomically, write_json, write_text
-from genkit.guidance import GUIDANCES, Guidance
+from genkit.files import free_name, write_json, write_text
+from genkit.guidance import GUIDANCES, Guidance, build_guidance
 from genkit.inversion import INVERTERS, Inverter
 from genkit.objectives import OBJECTIVES, Objective
 from genkit.objectives.base import SAME
@@ -51,6 +51,7 @@ from genkit.registry import (
 from genkit.solvers import SOLVERS, Solver
 from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import Report
+from genkit.training.weights import read_weights, write_weights
 from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
 
@@ -74,8 +75,7 @@ class SamplingOptions:
             UNMASKERS.build(self.unmasker)
         if self.inverter is not None:
             INVERTERS.build(self.inverter)
-        if not isinstance(self.guidance, (int, float)):
-            GUIDANCES.build(self.guidance)
+        build_guidance(self.guidance)
 
 
 SECTIONS: dict[str, type] = {
@@ -206,6 +206,7 @@ class Recipe:
                 options(**resolved[key])
             except GenkitError as error:
                 raise GenkitError(f"{source}: {error}") from None
+        check_guide(build_guidance(resolved["sampling"]["guidance"]), resolved, f"{source}: sampling")
         resolved["objective"] = OBJECTIVES.resolve(config["objective"], f"{source}: objective")
         resolved["plugins"] = sorted({*plugins, *plugins_behind(set(_find(resolved, "name")))})
         resolved |= {key: config[key] for key in ("paper", "expected") if key in config}
@@ -251,9 +252,8 @@ class Recipe:
     def fingerprint(self, data_hash: str, teacher_hash: str | None = None) -> str:
         """SHA-256 (hex) of what the weights are a function of: recipe, data, teacher, plug-ins that are used."""
         config = {key: value for key, value in self.config.items() if key not in BESIDE}
-        config["training"] = {
-            k: v for k, v in config["training"].items() if not k.startswith(("checkpoint_", "log_"))
-        }
+        beside = ("checkpoint_", "log_", "snapshots")
+        config["training"] = {k: v for k, v in config["training"].items() if not k.startswith(beside)}
         config["objective"] = _without(config["objective"], "teacher")  # its hash says who it is
         config["data"] = _without(config["data"], "codec")  # so does that of the data
         plugins = plugins_behind(set(_find(config, "name")))
@@ -262,6 +262,19 @@ class Recipe:
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.create(self.config))
+
+
+def check_guide(guidance: Guidance, config: Mapping[str, Any], where: str) -> None:
+    """Raises GenkitError for guidance by a snapshot that the training of a resolved recipe does not keep."""
+    asked, kept = guidance.checkpoint, sorted(config["training"]["snapshots"])
+    if not (guidance.active and guidance.by_model) or isinstance(asked, str):
+        return
+    if not kept or (asked is not None and asked not in kept):
+        what = "a snapshot" if asked is None else f"the snapshot of step {asked}"
+        there = f"keeps {', '.join(map(str, kept))}" if kept else "keeps none"
+        raise GenkitError(
+            f"{where}: {GUIDANCES.name_of(guidance)} needs {what}, and training.snapshots {there}"
+        )
 
 
 def _without(config: Any, key: str) -> Any:
@@ -313,6 +326,7 @@ class Run:
         self, folder: Path, recipe: Recipe, objective: Objective, environment: dict[str, Any]
     ) -> None:
         self.folder, self.recipe, self.objective, self.environment = folder, recipe, objective, environment
+        self._snapshots: dict[Path, Objective] = {}
 
     @property
     def name(self) -> str:
@@ -369,10 +383,51 @@ class Run:
         return registry.build(chosen or self.objective.default_sampler, **given)
 
     def guidance(self, guidance: Guidance | str | Mapping[str, Any] | float | None = None) -> Guidance:
-        chosen = self.recipe.config["sampling"]["guidance"] if guidance is None else guidance
-        if isinstance(chosen, (int, float)):
-            chosen = {"name": "classifier_free", "scale": float(chosen)}
-        return GUIDANCES.build(chosen)
+        """What is asked for, over the recipe's; a number is the scale of `classifier_free`. With its weaker model, if
+        it takes one."""
+        built = build_guidance(self.recipe.config["sampling"]["guidance"] if guidance is None else guidance)
+        if built.active and built.by_model and built.guide is None:
+            built = copy.copy(built)
+            built.guide = self.snapshot(built.checkpoint)
+        return built
+
+    @property
+    def snapshots(self) -> dict[int, Path]:
+        """The files of the snapshots that training kept, by step."""
+        found = self.folder.glob("snapshots/step_*.safetensors")
+        steps = {path.stem.removeprefix("step_"): path for path in found}
+        return {int(step): steps[step] for step in sorted(filter(str.isdigit, steps), key=int)}
+
+    def snapshot(self, checkpoint: int | str | None = None) -> Objective:
+        """The model with other weights: of a step, of a file .safetensors seen from the run folder, or (null) of the
+        first snapshot. Raises GenkitError for what is not there, or is of another model."""
+        kept = self.snapshots
+        there = f"{self.folder} has no snapshots, which training.snapshots=[STEP, ...] keeps"
+        if kept:
+            there = f"the snapshots of {self.folder} are {', '.join(map(str, kept))}"
+        if isinstance(checkpoint, str):
+            path = self.folder / checkpoint
+            if path.suffix != ".safetensors":
+                raise GenkitError(
+                    f"a checkpoint is a step or a file .safetensors, not '{checkpoint}'; {there}"
+                )
+            if not path.is_file():
+                raise GenkitError(f"there is no checkpoint {path}; {there}")
+        elif (step := next(iter(kept), None) if checkpoint is None else checkpoint) in kept:
+            path = kept[step]
+        else:
+            which = "" if checkpoint is None else f"there is no snapshot of step {checkpoint}; "
+            raise GenkitError(which + there)
+        if path not in self._snapshots:
+            state, _ = read_weights(path)
+            try:
+                check_fit(self.recipe, self.spec, state, path)
+            except GenkitError as error:
+                raise GenkitError(f"{error}; {there}") from None
+            model = self.recipe.objective(self.spec)
+            model.load_state_dict(state)
+            self._snapshots[path] = model.to(self.objective.device).eval().requires_grad_(False)
+        return self._snapshots[path]
 
     def sample(
         self,
@@ -511,16 +566,11 @@ def load(
             f"{folder} has no weights (model.safetensors): its training has not finished; "
             "run the same `genkit train` again to resume"
         )
+    state, about = read_weights(weights, device)
     try:
-        with safe_open(weights, framework="pt", device=device) as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        about = json.loads(metadata["genkit"])
         spec = DataSpec.of(about["spec"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise GenkitError(f"{weights} is corrupt, or was not written by genkit: {error}") from None
-    if "hash" in about and about["hash"] != weights_hash(state):
-        raise GenkitError(f"{weights} is corrupt: its weights are not those that were written")
     check_fit(recipe, spec, state, weights)
     objective = recipe.objective(spec).to(device)
     objective.load_state_dict(state)
@@ -539,16 +589,6 @@ def check_fit(recipe: Recipe, spec: DataSpec, state: Mapping[str, Tensor], weigh
         if wanted.get(key) != found.get(key):
             ours, theirs = (str(shapes.get(key, "missing")) for shapes in (wanted, found))
             raise GenkitError(f"{weights} does not fit {recipe.source}: {key} is {theirs}, not {ours}")
-
-
-def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of tensors, by which a changed bit shows (safetensors has no checksum)."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        value = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _nearest_run(folder: Path) -> str:
@@ -640,17 +680,9 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         # all that went through a backbone, also a teacher's that pairs the rows
         "tokens": int(fitted.steps * options.batch_size * objective.tokens.length * objective.passes),
     }
-    state = {key: value.contiguous() for key, value in objective.state_dict().items()}
-    about = {
-        "spec": dataclasses.asdict(dataset.spec),
-        "fingerprint": fingerprint,
-        "hash": weights_hash(state),
-    }
-    metadata = {"genkit": json.dumps(about)}  # one entry: safetensors keeps no order among several
     if rank() == 0:
-        write_atomically(
-            folder / "model.safetensors", lambda file: file.write(save(state, metadata=metadata))
-        )
+        about = {"spec": dataclasses.asdict(dataset.spec), "fingerprint": fingerprint}
+        write_weights(folder / "model.safetensors", objective.state_dict(), about)
         write_json(folder / "environment.json", environment)
     return Run(folder, recipe, objective, environment)
 

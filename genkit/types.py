@@ -242,7 +242,7 @@ class Field:
         from E:  D = (x - sigma E) / alpha         (not where alpha = 0, at the source)
         score = -E / sigma,  v = d_alpha D + d_sigma E
 
-    predict: f(t, x), by default the velocity. kind: what it predicts.
+    predict: f(t, x), by default the velocity; solvers give t in float64 on the CPU. kind: what it predicts.
     coefficients: those of the path; None leaves velocity alone.
     no_score: why the score is not valid (None when it is: Gaussian source and independent coupling).
     """

@@ -106,6 +106,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"sampling": {"solver": {"name": "heun", "steps": 0}}}, "at least 1 step, not 0"),
         ({"sampling": {"inverter": {"name": "jacobi", "cap": 0}}}, "cap must be at least 1, not 0"),
         ({"sampling": {"guidance": {"name": "clasifier_free"}}}, "did you mean 'classifier_free'?"),
+        ({"sampling": {"guidance": float("nan")}}, "scale must be a finite number"),
+        ({"sampling": {"guidance": {"name": "interval", "start": 0.8}}}, "start < stop"),
         ({"seed": -1}, "seed must be a whole number from 0 up, not -1"),
         ({"seed": "one"}, "seed must be a whole number"),
         ({"plugins": "mine"}, "plugins must be a list of names"),
@@ -288,6 +290,7 @@ def test_the_fingerprint_changes_with_what_the_weights_depend_on(changes: dict[s
         {"sampling": {"solver": "rk4"}},
         {"training": {"log_every": 1}},
         {"training": {"checkpoint_every": 7}},
+        {"training": {"snapshots": [1]}},
         {"paper": {"title": "t"}},
         {"expected": {"frechet": 3}},
         {"objective": {"coupling": "independent", "path": {"name": "linear"}}},  # the defaults, said

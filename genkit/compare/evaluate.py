@@ -22,7 +22,7 @@ from torch import Tensor
 from genkit.compare.control import Control, controlled
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError
-from genkit.guidance import GUIDANCES, Guidance
+from genkit.guidance import Guidance, build_guidance
 from genkit.inversion import Inverter
 from genkit.metrics import Judge, Scorer
 from genkit.objectives import Objective
@@ -50,7 +50,7 @@ class EvaluationOptions:
     control: what energies are sampled for with particles, expressions or mappings (see `genkit.compare.control`).
         control_on: the arms of a comparison for which that is done; null for all.
     scorer: an arm, or the folder of a run, with an exact likelihood, under which samples have a generative perplexity.
-    guidance: a scale, or a guidance with options; 1 is off.
+    guidance: a scale, or a guidance with options; 1 is off. Arms without classes have none, but for `autoguidance`.
     likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs. probes: of its trace.
     seed: of the noise, equal for all arms and all steps, and of the choice of real rows.
     """
@@ -85,7 +85,7 @@ class EvaluationOptions:
             self.compared()
             self.controls()
             likelihood = SOLVERS.build(self.likelihood)
-            self.built_guidance()
+            build_guidance(self.guidance)
         except GenkitError as error:
             raise GenkitError(f"evaluation: {error}") from None
         if likelihood.needs - {"velocity"}:
@@ -100,12 +100,6 @@ class EvaluationOptions:
             arms = getattr(self, f"{name}_on")
             chosen |= {name: getattr(self, name) if arms is None or arm in arms else [], f"{name}_on": None}
         return replace(self, **chosen)
-
-    def built_guidance(self) -> Guidance:
-        scale = self.guidance
-        if isinstance(scale, (int, float)):
-            return GUIDANCES.build({"name": "classifier_free", "scale": float(scale)})
-        return GUIDANCES.build(scale)
 
     def compared(self) -> list[Compared]:
         """`unmaskers`, built. Raises GenkitError for what cannot be built, twice the same, and one with steps."""
@@ -358,7 +352,8 @@ def sample_in_batches(
 
     prompts: rows that are given in part, see `Judge.prompts`.
     """
-    conditional = y is not None or prompts is not None
+    guidance = run.guidance(options.guidance)
+    guides = y is not None or prompts is not None or guidance.by_model
 
     def given(part: Tensor) -> dict[str, Any]:
         return {} if prompts is None else {"given": prompts[part]}
@@ -368,7 +363,7 @@ def sample_in_batches(
             len(part),
             None if y is None else y[part],
             sampler=sampler,
-            guidance=options.built_guidance() if conditional else None,
+            guidance=guidance if guides else None,
             generator=noise(run, options, int(part[0])),
             **given(part),
         )

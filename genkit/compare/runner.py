@@ -34,6 +34,7 @@ from genkit.compare.evaluate import (
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose
 from genkit.files import check_links, free_name, write_atomically, write_json
+from genkit.guidance import build_guidance
 from genkit.metrics import Judge
 from genkit.metrics.extractor import PINNED, pinned
 from genkit.objectives import Objective
@@ -42,6 +43,7 @@ from genkit.recipe import (
     KEYS,
     Recipe,
     Run,
+    check_guide,
     check_plugins,
     load,
     read_environment,
@@ -51,6 +53,7 @@ from genkit.recipe import (
 from genkit.registry import plugins_behind, resolve_options
 from genkit.solvers import SOLVERS
 from genkit.training.callbacks import read_rows
+from genkit.training.weights import weights_hash
 from genkit.types import DataSpec
 from genkit.unmasking import UNMASKERS
 
@@ -188,8 +191,10 @@ class Comparison:
         """An arm without weights, if it can be built and guided."""
         objective = recipe.check(spec)
         try:
-            if objective.conditional:
-                objective.labels(1, None, options.built_guidance())
+            guidance = build_guidance(options.guidance)
+            if objective.conditional or guidance.by_model:
+                objective.check_guidance(guidance)
+                check_guide(guidance, recipe.config, "evaluation")
             if objective.samplers is SOLVERS:
                 objective.check_sampler(SOLVERS.build(options.solver))
             for control in options.controls():
@@ -341,6 +346,8 @@ def evaluated(
     judge = judge or options.judge(run.dataset, options.scorer_of(run))
     plain = json.loads(json.dumps(dataclasses.asdict(options), default=repr))
     plain["scorer"] = judge.scorer.hash if judge.scorer else None  # its hash says who it is
+    if (guide := run.guidance(options.guidance).guide) is not None:
+        plain["guide"] = weights_hash(guide.state_dict())
     extractor = PINNED.get(pinned(run.spec) or "")
     plugins = plugins_behind({*judge.names, *names_in(plain)})
     made_from = [run.hash, run.dataset.hash, plain, extractor, judge.names, plugins]

@@ -1,5 +1,5 @@
-"""Guidance: how the conditional and the unconditional prediction become one."""
+"""Guidance: how the conditional prediction and a weaker one, such as the unconditional, become one."""
 
-from genkit.guidance.base import GUIDANCES, Guidance, guided
+from genkit.guidance.base import GUIDANCES, Guidance, Guided, build_guidance, in_effect
 
-__all__ = ["GUIDANCES", "Guidance", "guided"]
+__all__ = ["GUIDANCES", "Guidance", "Guided", "build_guidance", "in_effect"]

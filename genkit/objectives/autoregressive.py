@@ -24,7 +24,8 @@ from torch import Tensor
 
 from genkit.backbone import Cache, ModelOptions
 from genkit.errors import GenkitError
-from genkit.guidance import Guidance, guided
+from genkit.guidance import Guidance, Guided, in_effect
+from genkit.guidance.base import Predictor
 from genkit.objectives.base import OBJECTIVES
 from genkit.objectives.discrete import Discrete
 from genkit.types import Batch, DataSpec, Generator, LogProb, Sample
@@ -151,14 +152,15 @@ class Autoregressive(Discrete):
         free = self.completed(template)
         x = template.masked_fill(free, self.mask)
 
-        copies = 2 if guidance is not None and guidance.active and y is not None else 1
+        branches, guide = 1 if in_effect(guidance, y) is None else 2, self.guide(guidance)
         packed = self.spec.boundary is not None and bool((x == self.spec.boundary).any())
-        cache = self.backbone.cache(copies * n, self.size)
+        cache = self.backbone.cache((branches if guide is None else 1) * n, self.size)
 
-        def network(t: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
-            return self.logits(x, y=y)[:, -1] if packed else self.next(x, y, cache)
+        def network(model: Autoregressive, cache: Cache) -> Predictor:
+            return lambda t, x, y: model.logits(x, y=y)[:, -1] if packed else model.next(x, y, cache)
 
-        predict = guided(network, y, guidance)
+        weaker = None if guide is None else network(guide, guide.backbone.cache(n, self.size))
+        predict = Guided(network(self, cache), y, guidance, weaker, cached=True)
         done = torch.linspace(0, 1, self.size, device=self.device)
         log_prob = torch.zeros(n, dtype=torch.float64, device=self.device)
         columns = free.any(0).nonzero()[:, 0].tolist()
@@ -168,7 +170,7 @@ class Autoregressive(Discrete):
             x[:, i] = torch.where(free[:, i], drawn, x[:, i])
             log_p = logits.double().log_softmax(-1).gather(-1, drawn[:, None])[:, 0]
             log_prob += torch.where(free[:, i], log_p, 0.0)
-        tokens = copies * (sum(i + 1 for i in columns) if packed else cache.filled)
+        tokens = branches * (sum(i + 1 for i in columns) if packed else cache.filled)
         return Sample(
             self.view.decode(self.values(x)),
             len(columns),

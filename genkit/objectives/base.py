@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from genkit.backbone import ModelOptions, Transformer, tokens_of
 from genkit.data.base import Split
 from genkit.errors import GenkitError
-from genkit.guidance import Guidance
+from genkit.guidance import GUIDANCES, Guidance
+from genkit.guidance.base import Predicted, no_guide
 from genkit.randomness import sample_like
 from genkit.registry import Registry
 from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample, Source, View, null_like
@@ -35,9 +36,11 @@ class Objective(nn.Module, abc.ABC):
     samplers: the registry of what samples are made with (solvers, unmaskers, inverters); None where there is no choice.
     default_sampler: what they are made with when nothing is said.
     generates: whether it makes samples; a codec does not.
+    predicts: what guidance has to combine.
     """
 
     generates: ClassVar[bool] = True
+    predicts: ClassVar[Predicted] = "field"
     samplers: ClassVar[Registry[Any] | None] = None
     default_sampler: str = ""
     view: View
@@ -163,9 +166,7 @@ class Objective(nn.Module, abc.ABC):
         what cannot be guided, and a guided log-probability."""
         if n < 1:
             raise GenkitError(f"the number of samples must be at least 1, not {n}")
-        if guidance is not None and guidance.active and not (self.conditional and self.label_dropout):
-            why = "was trained with label_dropout 0" if self.conditional else "is unconditional"
-            raise GenkitError(f"guidance needs a conditional model with label dropout; this one {why}")
+        self.check_guidance(guidance)
         if log_prob and guidance is not None and guidance.active:
             raise GenkitError("guided samples have no log-probability: set guidance to 1")
         if y is None:
@@ -193,6 +194,30 @@ class Objective(nn.Module, abc.ABC):
                 f"class {wrong} is out of range: '{self.spec.name}' has classes 0 to {self.classes - 1}"
             )
         return y
+
+    def check_guidance(self, guidance: Guidance | None, *, by_class: bool = True) -> None:
+        """Raises GenkitError for guidance that this model cannot have. by_class: not by a prompt."""
+        if guidance is None or not guidance.active:
+            return
+        if self.predicts not in guidance.of:
+            able = [name for name in GUIDANCES.names() if self.predicts in GUIDANCES.get(name).of]
+            raise GenkitError(
+                f"the guidance '{GUIDANCES.name_of(guidance)}' is of {' and '.join(sorted(guidance.of))} predictions, "
+                f"this model's are {self.predicts}: use one of {', '.join(able)}"
+            )
+        if by_class and not guidance.by_model and not (self.conditional and self.label_dropout):
+            why = "was trained with label_dropout 0" if self.conditional else "is unconditional"
+            raise GenkitError(f"guidance needs a conditional model with label dropout; this one {why}")
+
+    def guide(self, guidance: Guidance | None) -> Self | None:
+        """The weaker model that guides, on the device of this one; None where this one without the class does."""
+        if guidance is None or not (guidance.active and guidance.by_model):
+            return None
+        if guidance.guide is None:
+            raise GenkitError(no_guide(guidance))
+        if guidance.guide.device != self.device:
+            guidance.guide.to(self.device)
+        return guidance.guide
 
     def encoded_for_likelihood(
         self, x: Tensor, y: Tensor | None, generator: Generator

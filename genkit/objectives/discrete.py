@@ -17,7 +17,8 @@ from torch import Tensor
 from genkit.backbone import Condition, Head, ModelOptions, SymbolStem
 from genkit.data.views import Symbols
 from genkit.errors import GenkitError
-from genkit.guidance import Guidance, guided
+from genkit.guidance import Guidance, Guided
+from genkit.guidance.base import Predictor
 from genkit.objectives.base import Objective
 from genkit.paths import SCHEDULES, TIMES, Schedule, Times
 from genkit.randomness import sample_like
@@ -35,6 +36,7 @@ class Discrete(Objective):
     """
 
     samplers = UNMASKERS
+    predicts = "logits"
     default_sampler = "ancestral"
     kind: Kind = "estimate"
     networks = 1
@@ -176,22 +178,29 @@ class Discrete(Objective):
         y = self.prompted(n, y, guidance) if prompted else self.labels(n, y, guidance)
         free, noise = template < 0, self.noise()
         x = torch.where(free, noise.draw(template, generator=generator), template)
+        guide, seen = self.guide(guidance), 0
+
+        def network(model: Discrete, known: Tensor) -> Predictor:
+            def predict(t: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+                t = t.to(x.device)
+                if not prompted or y is None:
+                    return model.predict(t, x, y)
+                unseen = (y < 0)[:, None] & known.repeat(len(x) // len(known), 1) & ~model.layout(x)
+                return model.predict(t, x.masked_fill(unseen, model.mask), None)
+
+            return predict
 
         def predict(alpha: float, part: Tensor, rows: Tensor) -> Tensor:
-            known = ~free[rows]
-
-            def network(t: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
-                if not prompted or y is None:
-                    return self.predict(t, x, y)
-                unseen = (y < 0)[:, None] & known.repeat(len(x) // len(known), 1) & ~self.layout(x)
-                return self.predict(t, x.masked_fill(unseen, self.mask), None)
-
-            of_rows = None if y is None else y[rows]
-            return guided(network, of_rows, guidance)(torch.tensor(alpha, device=part.device), part)
+            nonlocal seen
+            known, of_rows = ~free[rows], None if y is None else y[rows]
+            weaker = None if guide is None else network(guide, known)
+            guided = Guided(network(self, known), of_rows, guidance, weaker)
+            logits = guided(torch.tensor(alpha), part)
+            seen += guided.rows
+            return logits
 
         done = unmasker.sample(predict, x, free, noise, generator=generator)
-        branches = 2 if guidance is not None and guidance.active and y is not None else 1
-        tokens = done.passes * branches * self.networks * self.tokens.length
+        tokens = seen / n * self.networks * self.tokens.length
         return Sample(self.view.decode(self.values(done.x)), done.nfe, tokens)
 
     def template(self, n: int, given: Tensor | None) -> Tensor:
@@ -215,9 +224,10 @@ class Discrete(Objective):
         """The stand-in for a class (n,) by which `guided` tells its branches apart, where a prompt is the condition."""
         if y is not None:
             raise GenkitError(f"this model of '{self.spec.name}' is unconditional: it takes no class")
+        self.check_guidance(guidance, by_class=False)
         if guidance is None or not guidance.active:
             return None
-        if self.spec.answer is not None and self.label_dropout == 0:
+        if self.spec.answer is not None and self.label_dropout == 0 and not guidance.by_model:
             raise GenkitError("guidance needs a model that saw dropped prompts; this one has label_dropout 0")
         return torch.zeros(n, dtype=torch.long, device=self.device)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from genkit.backbone import Condition, Head, ModelOptions, Stem
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
-from genkit.guidance import Guidance, guided
+from genkit.guidance import Guidance, Guided
 from genkit.objectives.base import Objective, finite
 from genkit.objectives.likelihood import Divergence, Gradient, LikelihoodOptions, Probe, estimate, follow
 from genkit.paths import PATHS, TIMES, Path, Times
@@ -83,7 +83,13 @@ class Flow(Objective):
     def field(self, y: Tensor | None = None, guidance: Guidance | None = None) -> Field:
         """The prediction for classes or conditions y as a field that solvers take, with what else is valid for it."""
         coefficients = None if self.path.noisy else self.path.coefficients
-        return Field(guided(self.predict, y, guidance), coefficients, self.no_score, self.prediction)
+        guide = self.guide(guidance)
+        predict = Guided(self.at, y, guidance, None if guide is None else guide.at)
+        return Field(predict, coefficients, self.no_score, self.prediction)
+
+    def at(self, t: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """The prediction at a time as solvers have it, in float64 on the CPU."""
+        return self.predict(t.to(x), x, y)
 
     def check_sampler(self, sampler: Solver) -> None:
         blank = replace(self.field(), predict=lambda t, x: torch.zeros_like(x))
@@ -134,12 +140,13 @@ class Flow(Objective):
                 options=options,
                 generator=generator,
             )
-            log_prob = estimate(values)
+            log_prob, rows = estimate(values), nfe * n
         else:
-            solution = solver.solve(self.field(y, guidance), x0, generator=generator)
-            x, nfe = solution.x, solution.nfe
-        branches = 2 if guidance is not None and guidance.active and y is not None else 1
-        tokens = nfe * branches * self.call * self.tokens.length
+            field = self.field(y, guidance)
+            assert isinstance(field.predict, Guided)
+            solution = solver.solve(field, x0, generator=generator)
+            x, nfe, rows = solution.x, solution.nfe, field.predict.rows
+        tokens = rows / n * self.call * self.tokens.length
         return Sample(self.view.decode(finite(x)), nfe, tokens, log_prob)
 
     @torch.no_grad()

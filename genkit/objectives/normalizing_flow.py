@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from genkit.backbone import Condition, Head, ModelOptions, Stem, Tokens
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
-from genkit.guidance import Guidance
+from genkit.guidance import Guidance, in_effect
 from genkit.inversion import INVERTERS, Conditioner, Inverted, Inverter
 from genkit.objectives.base import OBJECTIVES, Objective, finite
 from genkit.types import Batch, DataSpec, Generator, LogProb, Sample, StandardNormal, null_like
@@ -54,6 +54,7 @@ class NormalizingFlow(Objective):
     """
 
     samplers = INVERTERS
+    predicts = "affine"
     default_sampler = "sequential"
     source: StandardNormal
 
@@ -128,8 +129,7 @@ class NormalizingFlow(Objective):
         """The inverse of `forward`, to the tolerance of the inverter. With guidance it is the guided map that is
         inverted, and the log-determinant is of that."""
         inverter = INVERTERS.build(inverter)
-        if guidance is not None and (y is None or not guidance.active):
-            guidance = None
+        guidance = in_effect(guidance, y)
         x, found, passes = self.tokens.split(z), [], 0.0
         for k, span in reversed(list(enumerate(self.parts))):
             found.append(inverter.invert(self.conditioner(k, len(z), y, guidance), span.order(x)))
@@ -142,14 +142,22 @@ class NormalizingFlow(Objective):
         self, k: int, batch: int, y: Tensor | None, guidance: Guidance | None = None
     ) -> Conditioner:
         """What an inverter asks span k, with its cache of keys and values. With guidance the conditional and the
-        unconditional network run as one batch of twice the size."""
-        span, copies = self.parts[k], 1
+        unconditional network run as one batch of twice the size; a weaker model has a cache of its own."""
+        span, copies, guide = self.parts[k], 1, self.guide(guidance)
+        done = torch.linspace(0, 1, self.tokens.length, dtype=span.start.dtype, device=self.device)[:, None]
+        if guidance is not None and guide is not None:
+            own, weaker = (model.conditioner(k, batch, y) for model in (self, guide))
+
+            def combined(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+                parts = own(x, start, stop), weaker(x, start, stop)
+                return guidance.combine_affine(*parts, done[start:stop])
+
+            return combined
         if guidance is not None and y is not None:
             y, copies = torch.cat((y, null_like(y))), 2
         cond = self.condition(copies * batch, y=y, span=k)
         cache = self.backbone.cache(copies * batch, self.tokens.length, span.layers)
         pos = span.order(self.positions)
-        done = torch.linspace(0, 1, self.tokens.length, dtype=cond.dtype, device=cond.device)[:, None]
 
         def affine(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
             cache.filled = start

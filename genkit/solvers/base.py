@@ -144,7 +144,7 @@ class OneStep(Solver):
 
 class Counter:
     """The field that methods are given: it counts evaluations, and takes times as the nodes have them, in float64 on
-    the CPU, to where x is."""
+    the CPU. A `Field` is given them so, any other f(t, x) where x is."""
 
     def __init__(self, field: Velocity) -> None:
         self.field: Any = field
@@ -152,7 +152,7 @@ class Counter:
 
     def _on(self, t: Tensor, x: Tensor) -> Tensor:
         self.calls += 1
-        return t.to(x)
+        return t if isinstance(self.field, Field) else t.to(x)
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         if isinstance(self.field, Field) and (why := self.field.undefined(t)):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from genkit.guidance import GUIDANCES, Guidance
+from genkit.guidance.base import Affine
 from genkit.testing.laws import Finding, Laws, at_most, both, difference, equal
 
 TIMES = [torch.tensor(t, dtype=torch.float64) for t in (0.0, 0.25, 1.0)]
@@ -24,6 +25,8 @@ class Case:
     def __post_init__(self) -> None:
         self.guidance = self.build()
         self.conditional, self.unconditional = torch.randn(2, 8, 3, dtype=torch.float64)
+        a_c, a_u, mu_c, mu_u = torch.randn(4, 2, 5, 3, dtype=torch.float64)
+        self.affine: tuple[Affine, Affine] = (a_c, mu_c), (a_u, mu_u)  # (2, 5, 3): of five tokens
 
     def build(self, scale: float | None = None) -> Guidance:
         """With another scale, if one is given and it has one."""
@@ -35,6 +38,7 @@ class Case:
         return self.build(2.5)
 
 
+DONE = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None]
 LAWS = Laws(GUIDANCES, Case)
 
 
@@ -93,3 +97,46 @@ def rows_are_guided_one_by_one(case: Case) -> Finding:
     whole = guidance.combine(v_c, v_u, TIMES[1])
     parts = torch.cat([guidance.combine(v_c[i : i + 1], v_u[i : i + 1], TIMES[1]) for i in range(8)])
     return at_most(difference(whole, parts), 1e-12, "rows differ from those of a batch by")
+
+
+@LAWS.law
+def where_it_does_not_act_the_conditional_stands(case: Case) -> Finding | None:
+    """At a time of which `acts` says no, `combine` gives the conditional prediction bit for bit: there the other may
+    not have been asked for."""
+    guidance, v_c, v_u = case.strong, case.conditional, case.unconditional
+    off = [t for t in TIMES if not guidance.acts(t)]
+    if not off:
+        return None
+    return at_most(max(difference(guidance.combine(v_c, v_u, t), v_c) for t in off), 0, "it is changed by")
+
+
+@LAWS.law
+def scale_1_is_off_for_autoregressive_flows_too(case: Case) -> Finding | None:
+    """With scale 1, and where both networks agree at any scale, `combine_affine` gives the conditional log-scales and
+    shifts (bit for bit, and but for rounding)."""
+    if "affine" not in case.cls.of or "scale" not in inspect.signature(case.cls).parameters:
+        return None
+    one, other = case.affine
+    off = zip(case.build(1.0).combine_affine(one, other, DONE), one, strict=True)
+    agreed = zip(case.strong.combine_affine(one, (one[0].clone(), one[1].clone()), DONE), one, strict=True)
+    return both(
+        at_most(max(difference(found, c) for found, c in off), 0, "scale 1 changes them by"),
+        at_most(max(difference(found, c) for found, c in agreed), 1e-12, "equal ones are changed by"),
+    )
+
+
+@LAWS.law
+def tokens_are_guided_one_by_one(case: Case) -> Finding | None:
+    """A token's log-scale and shift do not depend on the other tokens of the call: inverters differ in which they ask
+    for together."""
+    if "affine" not in case.cls.of:
+        return None
+    (a_c, mu_c), (a_u, mu_u) = case.affine
+    whole = case.strong.combine_affine((a_c, mu_c), (a_u, mu_u), DONE)
+    each = [
+        case.strong.combine_affine((a_c[:, i], mu_c[:, i]), (a_u[:, i], mu_u[:, i]), DONE[i])
+        for i in range(len(DONE))
+    ]
+    parts = [torch.stack(part, 1) for part in zip(*each, strict=True)]
+    worst = max(difference(one, other) for one, other in zip(whole, parts, strict=True))
+    return at_most(worst, 1e-12, "tokens differ from those of a call by")

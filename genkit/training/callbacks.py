@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import pickle
 import signal
 import threading
 import time
@@ -27,6 +26,7 @@ from genkit.processes import rank
 from genkit.training.bad_steps import BadSteps
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainingOptions
+from genkit.training.weights import read_checkpoint, weights_of, write_weights
 
 Report = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -85,6 +85,7 @@ class StepCheckpoint(Checkpoint):
 
     A signal (Ctrl-C) lets the step under way finish. Also keeps the seconds of training, over resumes, and beside it
     `best.ckpt`, that of the lowest mean of a logged value since the checkpoint before. All processes go by one clock.
+    The weights of snapshots are those of checkpoints of their steps.
     """
 
     clock = staticmethod(time.monotonic)  # in seconds
@@ -110,6 +111,7 @@ class StepCheckpoint(Checkpoint):
         if self.options.on_bad_step == "rollback" and not self.path.exists():
             self.save(trainer)
         self.keep_best(trainer)  # a kill may have come between
+        self.keep_snapshot(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         if not ends_step(pl_module, *batch) or trainer.global_step == self.saved_step or self.bad.roll_back:
@@ -128,10 +130,13 @@ class StepCheckpoint(Checkpoint):
         if not self.bad.roll_back:
             self.save(trainer)
             self.keep_best(trainer)
+            self.keep_snapshot(trainer)
 
     def due(self, trainer: Trainer) -> bool:
         step, minutes = trainer.global_step, self.options.checkpoint_minutes
         if step % self.options.checkpoint_every == 0 or step == trainer.max_steps or trainer.should_stop:
+            return True
+        if step in self.options.snapshots:
             return True
         return minutes is not None and any_process(trainer, self.clock() - self._saved >= 60 * minutes)
 
@@ -153,12 +158,17 @@ class StepCheckpoint(Checkpoint):
             link_atomically(self.path, self.best)
             self.lowest = self.mean
 
+    def keep_snapshot(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step in self.options.snapshots and trainer.is_global_zero:
+            path = self.path.parent.parent / "snapshots" / f"step_{step}.safetensors"
+            write_weights(path, weights_of(read_checkpoint(self.path)), {"step": step})
+
     def mean_of_best(self) -> float:
         """The mean before the best checkpoint; infinite where there is none."""
         try:
-            saved = torch.load(self.best, map_location="cpu", weights_only=True, mmap=True)
-            return float(saved["callbacks"]["StepCheckpoint"]["mean"])
-        except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError):
+            return float(read_checkpoint(self.best)["callbacks"]["StepCheckpoint"]["mean"])
+        except (GenkitError, KeyError, TypeError):
             return math.inf
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import logging
 import platform
 import time
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from genkit.training.callbacks import (
 )
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
+from genkit.training.weights import read_checkpoint, weights_of
 
 
 @dataclass
@@ -129,13 +129,7 @@ def fit(
             if bad.roll_back:
                 continue
             saved = read_checkpoint(last)
-            prefix = "objective."
-            state = {
-                key.removeprefix(prefix): v
-                for key, v in saved["state_dict"].items()
-                if key.startswith(prefix)
-            }
-            objective.cpu().load_state_dict(state)
+            objective.cpu().load_state_dict(weights_of(saved))
         except (RuntimeError, KeyError) as error:
             check_other_model(last, error)
             check_processes(lightning.world_size, last, error)
@@ -217,34 +211,6 @@ def check_processes(world: int, path: Path, error: Exception) -> None:
         raise GenkitError(
             f"another of the {world} processes ended ({reason}). {path} keeps what was trained until the last "
             "checkpoint: the same command goes on from there, also with another number of devices"
-        ) from error
-
-
-PARTS = {"callbacks", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, mapped into memory. Raises GenkitError for a file that is none, or damaged.
-
-    Nothing in it can execute code. Each part has a checksum (CRC-32), which torch writes but does not read.
-    """
-    try:
-        with zipfile.ZipFile(path) as parts:
-            damaged = parts.testzip()
-        if damaged is not None:
-            raise ValueError(f"its part {damaged} is damaged")
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        lacking = ", ".join(sorted(PARTS - saved.keys()))
-        if lacking:
-            raise ValueError(f"it lacks {lacking}")
-        int(saved["global_step"])
-        return saved
-    except (
-        Exception
-    ) as error:  # also those of unpickling, whose further lines advise to run what is in the file
-        reason = (str(error) or type(error).__name__).splitlines()[0].removesuffix(".")
-        raise GenkitError(
-            f"{path} cannot be read as a checkpoint ({reason}); remove it to train from the start"
         ) from error
 
 

@@ -49,6 +49,8 @@ class TrainingOptions:
     spike: a loss that is more than so many median absolute deviations above the median of the last 100 is one;
         null for none.
     bad_steps: after so many skipped steps in a row, or rollbacks, the run stops.
+    snapshots: those after which the averaged weights are kept for good, as snapshots/step_N.safetensors: guides for
+        `autoguidance`.
     """
 
     steps: int = 2000
@@ -71,6 +73,7 @@ class TrainingOptions:
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
     spike: float | None = None
     bad_steps: int = 10
+    snapshots: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (
@@ -105,6 +108,11 @@ class TrainingOptions:
             )
         if self.logical_batch is not None:
             self._check_physical(self.logical_batch)
+        last, steps = self.physical.steps, tuple(self.snapshots)
+        if len(set(steps)) < len(steps) or not all(0 < step < last for step in steps):
+            raise GenkitError(
+                f"training: snapshots must be different steps from 1 to {last - 1}, not {list(steps)}"
+            )
 
     def _check_physical(self, logical_batch: int) -> None:
         if not 0 < logical_batch < math.inf:

@@ -73,6 +73,20 @@ def test_all_inverters_agree(inverter: dict[str, Any], scale: float | None, dtyp
         assert (found.log_det - log_det).abs().max() < tolerance * 10
 
 
+@pytest.mark.parametrize("name", ["corrected", "interval", "autoguidance"])
+@pytest.mark.parametrize("inverter", OTHERS[:2], ids=lambda spec: spec["name"])
+def test_all_inverters_agree_on_all_that_is_guided(inverter: dict[str, Any], name: str) -> None:
+    model, (z, y) = flow(), code()
+    built = GUIDANCES.build(name, scale=6.0)
+    built.guide = flow(scale=0.2)
+    expected = model.decode(z, y, guidance=built)
+    found = model.decode(z, y, guidance=built, inverter=INVERTERS.build(inverter, tolerance=1e-22))
+    assert (expected.x - model.decode(z, y).x).abs().max() > 0.02
+    assert (found.x - expected.x).abs().max() < 1e-9
+    assert (found.log_det - expected.log_det).abs().max() < 1e-8
+    assert expected.tokens == 2 * 36
+
+
 @EACH
 def test_samples_are_those_of_the_reference_also_after_denoising(inverter: dict[str, Any]) -> None:
     model = flow(torch.float32, spans=4, noise="gaussian", sigma=0.1)

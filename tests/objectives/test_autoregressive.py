@@ -166,6 +166,24 @@ def test_cached_sampling_is_uncached_sampling(scale: float) -> None:
     assert (sample.nfe, sample.tokens) == (16, 16 if scale == 1 else 32)
 
 
+def test_a_weaker_model_has_a_cache_of_its_own() -> None:
+    """The most probable symbols of l + 2 (l - l_g), each from those before it."""
+    pixels, weak, y = model(IMAGES), model(IMAGES), torch.arange(6) % 3
+    with torch.no_grad():
+        for p in weak.parameters():
+            p.mul_(0.7)
+    auto = GUIDANCES.build("autoguidance", scale=3.0)
+    auto.guide = weak
+    greedy = {"name": "left_to_right", "temperature": 0.0}
+    sample = pixels.sample(6, y, sampler=greedy, guidance=auto)
+    x = pixels.symbols(sample.x)
+    with torch.no_grad():
+        logits, other = (m.logits(x, y=y) for m in (pixels, weak))
+    assert torch.equal((logits + 2 * (logits - other)).argmax(-1), x)
+    assert not torch.equal(logits.argmax(-1), x)
+    assert (sample.nfe, sample.tokens) == (16, 32)
+
+
 def test_the_cache_gives_the_logits_of_the_whole() -> None:
     pixels, x = model(IMAGES), torch.randint(5, (3, 16))
     whole = pixels.logits(x)

@@ -204,24 +204,33 @@ def reference_decode(model: NormalizingFlow, z: Tensor, y: Tensor, guidance: Gui
             for label in (y, torch.full_like(y, -1)):
                 cond = model.condition(len(z), y=label, span=k)
                 h = model.backbone(span.inputs(done), cond, pos=pos, causal=True, layers=span.layers)
-                parts.append([p[:, i] for p in span.affine(h, cond)])
+                a, mu = span.affine(h, cond)
+                parts.append((a[:, i], mu[:, i]))
             t = torch.tensor(i / (length - 1))
-            a, mu = (guidance.combine(c, u, t) for c, u in zip(*parts, strict=True))
+            a, mu = guidance.combine_affine(parts[0], parts[1], t)
             done[:, i] = todo[:, i] * a.exp() + mu
         x = span.order(done)
     return model.tokens.join(x)
 
 
-@pytest.mark.parametrize("annealed", [False, True])
+GUIDED: list[dict[str, Any]] = [
+    {"name": "classifier_free"},
+    {"name": "classifier_free", "annealed": True},
+    {"name": "corrected", "annealed": True},
+    {"name": "interval", "start": 0.3, "stop": 0.8},
+]
+
+
+@pytest.mark.parametrize("options", GUIDED, ids=lambda options: "-".join(map(str, options.values())))
 @pytest.mark.parametrize("spec", [IMAGES, LABELLED], ids=lambda spec: spec.name)
-def test_guided_inversion_is_the_formula_at_each_token(spec: DataSpec, annealed: bool) -> None:
+def test_guided_inversion_is_the_formula_at_each_token(spec: DataSpec, options: dict[str, Any]) -> None:
     model, (z, y) = flow(spec, scale=0.5), encoded(spec, 3)
-    guidance = GUIDANCES.build("classifier_free", scale=2.0, annealed=annealed)
+    guidance = GUIDANCES.build(options, scale=2.0)
     with torch.no_grad():
         expected = reference_decode(model, z, y, guidance)
     assert torch.allclose(model.decode(z, y, guidance=guidance)[0], expected, atol=1e-9)
     assert not torch.allclose(model.decode(z, y)[0], expected, atol=1e-4)
-    off = GUIDANCES.build("classifier_free", scale=1.0, annealed=annealed)
+    off = GUIDANCES.build(options, scale=1.0)
     assert torch.equal(model.decode(z, y, guidance=off)[0], model.decode(z, y)[0])
 
 

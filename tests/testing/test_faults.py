@@ -15,6 +15,8 @@ from genkit.couplings.ot import OptimalTransport
 from genkit.couplings.weighted import Weighted
 from genkit.data.base import Dataset, Shown, TensorSplit
 from genkit.guidance.classifier_free import ClassifierFree
+from genkit.guidance.corrected import Corrected
+from genkit.guidance.interval import Interval
 from genkit.inversion.jacobi import Jacobi
 from genkit.inversion.sequential import Sequential
 from genkit.metrics.base import Mean, TwoSample
@@ -510,6 +512,32 @@ class Overwrites(ClassifierFree):
     def combine(self, conditional, unconditional, t):
         unconditional *= 1 - self.scale
         return unconditional.add_(self.scale * conditional)
+
+
+@breaks("guidance", "where it does not act the conditional stands")
+class ActsBeforeItSaysSo(Interval):
+    def excess(self, t):
+        return self.scale - 1
+
+
+@breaks("guidance", "scale 1 is off for autoregressive flows too")
+class ScalesOfTheUnconditional(Corrected):
+    def combine_affine(self, conditional, unconditional, done):
+        return unconditional[0], super().combine_affine(conditional, unconditional, done)[1]
+
+
+@breaks("guidance", "scale 1 is off for autoregressive flows too")
+class ForgetsToDivide(Corrected):
+    def combine_affine(self, conditional, unconditional, done):
+        a, mu = super().combine_affine(conditional, unconditional, done)
+        return a, mu * (1 + self.excess(done))
+
+
+@breaks("guidance", "tokens are guided one by one")
+class OfTheCall(ClassifierFree):
+    def combine_affine(self, conditional, unconditional, done):
+        a, mu = super().combine_affine(conditional, unconditional, done)
+        return a, mu * (1 + 1e-3 * (a - conditional[0]).std())
 
 
 # inverters
