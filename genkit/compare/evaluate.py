@@ -27,7 +27,7 @@ from genkit.inversion import Inverter
 from genkit.metrics import Judge, Scorer
 from genkit.objectives import Objective
 from genkit.randomness import keyed_generator
-from genkit.recipe import Run, load
+from genkit.recipe import Recipe, Run, load
 from genkit.solvers import SOLVERS, Solver
 from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
@@ -43,7 +43,8 @@ class EvaluationOptions:
 
     samples: how many samples, and as many real rows beside them; null for as many as the smaller part has.
     steps: numbers of steps of the solver or unmasker.
-    solver: with which they are sampled; unmasker: with which discrete models are, where they can take it.
+    solver: with which they are sampled; null for each run's own (`sampling.solver`).
+    unmasker: with which discrete models are, where they can take it.
     unmaskers: more of them (names, or mappings with options), to compare: discrete models are also sampled with each
         that they can take, at each number of steps, or as it is where it has none. unmaskers_on: the arms of a
         comparison for which that is done; null for all.
@@ -57,7 +58,7 @@ class EvaluationOptions:
 
     samples: int | None = None
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
-    solver: Solver | str = "euler"
+    solver: Solver | str | None = "euler"
     unmasker: Unmasker | str = "ancestral"
     unmaskers: list[str | dict[str, Any]] = field(default_factory=list)
     unmaskers_on: list[str] | None = None
@@ -80,7 +81,8 @@ class EvaluationOptions:
             if getattr(self, name) < 1:
                 raise GenkitError(f"evaluation: {name} must be positive, not {getattr(self, name)}")
         try:
-            SOLVERS.build(self.solver)
+            if self.solver is not None:
+                SOLVERS.build(self.solver)
             UNMASKERS.build(self.unmasker)
             self.compared()
             self.controls()
@@ -100,6 +102,10 @@ class EvaluationOptions:
             arms = getattr(self, f"{name}_on")
             chosen |= {name: getattr(self, name) if arms is None or arm in arms else [], f"{name}_on": None}
         return replace(self, **chosen)
+
+    def of(self, recipe: Recipe) -> EvaluationOptions:
+        """With the solver of this recipe, where the evaluation names none."""
+        return self if self.solver is not None else replace(self, solver=recipe.config["sampling"]["solver"])
 
     def compared(self) -> list[Compared]:
         """`unmaskers`, built. Raises GenkitError for what cannot be built, twice the same, and one with steps."""

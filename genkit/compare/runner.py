@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,7 @@ from genkit.compare.evaluate import (
 )
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose
-from genkit.files import check_links, free_name, write_atomically, write_json
+from genkit.files import check_links, free_name, write_atomically, write_json, write_text
 from genkit.guidance import build_guidance
 from genkit.metrics import Judge
 from genkit.metrics.extractor import PINNED, pinned
@@ -196,7 +197,7 @@ class Comparison:
                 objective.check_guidance(guidance)
                 check_guide(guidance, recipe.config, "evaluation")
             if objective.samplers is SOLVERS:
-                objective.check_sampler(SOLVERS.build(options.solver))
+                objective.check_sampler(SOLVERS.build(options.of(recipe).solver or objective.default_sampler))
             for control in options.controls():
                 control.check(objective)
         except GenkitError as error:
@@ -231,7 +232,9 @@ def compare(
         name = recipe.teacher
         teacher = None if name is None else folders.get(name) or runs[name, seed]
         teachers[arm, seed] = teacher
-        runs[arm, seed] = train_arm(recipe, out / folder_name(arm, seed), teacher, listener).to(device)
+        runs[arm, seed] = train_arm(
+            recipe, out / folder_name(arm, seed), teacher, listener, runs.values()
+        ).to(device)
 
     scorer = None  # one for all seeds, so that they are judged alike
     if options.scorer is not None:
@@ -285,23 +288,31 @@ def compare(
 
 
 def names_of_samplers(runs: Iterable[Run], options: EvaluationOptions) -> dict[str, str | None]:
-    """The solver, and the unmaskers, that some run is sampled with; None for none."""
+    """The solvers, and the unmaskers, that some run is sampled with; None for none."""
     unmaskers: dict[str, None] = {}
-    solver = None
+    solvers: dict[str, None] = {}
     for run in runs:
         if run.objective.samplers is SOLVERS:
-            solver = SOLVERS.name_of(SOLVERS.build(options.solver))
+            solver = options.of(run.recipe).solver or run.objective.default_sampler
+            solvers[SOLVERS.name_of(SOLVERS.build(solver))] = None
         elif run.objective.samplers is UNMASKERS:
             unmaskers[UNMASKERS.name_of(UNMASKERS.build(main_unmasker(run, options)))] = None
-    return {"solver": solver, "unmasker": ", ".join(unmaskers) or None}
+    return {"solver": ", ".join(solvers) or None, "unmasker": ", ".join(unmaskers) or None}
 
 
 def folder_name(arm: str, seed: int) -> str:
     return arm if seed == 0 else f"{arm}-seed{seed}"
 
 
-def train_arm(recipe: Recipe, folder: Path, teacher: Run | None, listener: Listener | None) -> Run:
-    """The trained arm: from the folder if it holds just this one, else trained; another one is put aside."""
+def train_arm(
+    recipe: Recipe,
+    folder: Path,
+    teacher: Run | None,
+    listener: Listener | None,
+    others: Iterable[Run] = (),
+) -> Run:
+    """The trained arm: from the folder if it holds just this one, or from that of another arm that differs in how it is
+    sampled alone, else trained; another run in its folder is put aside."""
     held = read_environment(folder)
     fingerprint = recipe.fingerprint(recipe.dataset().hash, teacher.hash if teacher else None)
     if held and held.get("fingerprint") != fingerprint:
@@ -313,10 +324,28 @@ def train_arm(recipe: Recipe, folder: Path, teacher: Run | None, listener: Liste
         if listener:
             listener.message(folder.name, f"was of another recipe: moved to {aside}")
         held = {}
-    if listener and held.get("finished"):
-        listener.message(folder.name, "already trained")
+    twin = next((run for run in others if run.environment.get("fingerprint") == fingerprint), None)
+    if twin and not held:
+        copy_run(twin.folder, folder)
+        held = read_environment(folder)
+    if held.get("finished"):
+        write_text(
+            folder / "recipe.yaml", recipe.yaml()
+        )  # which may sample otherwise than when it was trained
+        if listener:
+            listener.message(folder.name, f"trained as {twin.name}" if twin else "already trained")
     report = partial(listener.training, folder.name) if listener else None
     return train(recipe, folder, teacher=teacher, report=report)
+
+
+def copy_run(source: Path, folder: Path) -> None:
+    """A finished run in another folder."""
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    aside.mkdir(parents=True)
+    for name in ("recipe.yaml", "environment.json", "metrics.csv", "model.safetensors"):
+        shutil.copyfile(source / name, aside / name)
+    aside.rename(folder)
 
 
 def cost(run: Run, teacher: Run | None) -> dict[str, Any]:
@@ -344,6 +373,7 @@ def evaluated(
     Its evaluation.json and samples.safetensors each hold the key of what they were made from.
     """
     judge = judge or options.judge(run.dataset, options.scorer_of(run))
+    options = options.of(run.recipe)
     plain = json.loads(json.dumps(dataclasses.asdict(options), default=repr))
     plain["scorer"] = judge.scorer.hash if judge.scorer else None  # its hash says who it is
     if (guide := run.guidance(options.guidance).guide) is not None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+import genkit.recipe as recipes
 from genkit.compare import runner
 from genkit.compare.figures import tensors
 from genkit.compare.report import write_report
@@ -216,3 +217,33 @@ def test_names_of_nested_options_are_found():
     assert runner.names_in(options) == {"euler", "mine"}
     options = {"unmaskers": ["margin", {"name": "blockwise", "within": {"name": "mine"}}], "steps": [1, 2]}
     assert runner.names_in(options) == {"margin", "blockwise", "mine"}
+
+
+def test_arms_that_are_sampled_otherwise_are_trained_once(tmp_path, monkeypatch):
+    """Each is sampled with its own solver, and again after that has changed in the recipe."""
+    fits = []
+    monkeypatch.setattr(recipes, "fit", lambda *a, fit=recipes.fit, **k: fits.append(1) or fit(*a, **k))
+    path, out = tmp_path / "c.yaml", tmp_path / "out"
+
+    def of(**solvers):
+        arms = {name: {"sampling": {"solver": solver}} for name, solver in solvers.items()}
+        shared = SMALL | {"objective": "flow_matching", "arms": arms}
+        path.write_text(yaml.safe_dump(shared | {"evaluation": EVALUATION | {"solver": None}}))
+        report = compare(Comparison.load(path), out)
+        return {name: arm["runs"][0]["points"][0]["nfe"] for name, arm in report["arms"].items()}, report
+
+    nfe, report = of(one="euler", four="rk4", own=None)
+    assert nfe == {"one": 1, "four": 4, "own": 2}  # heun is the objective's
+    assert set(report["evaluation"]["solver"].split(", ")) == {"euler", "rk4", "heun"}
+    assert load(out / "four").hash == load(out / "one").hash
+    assert load(out / "four").recipe.config["sampling"]["solver"]["name"] == "rk4"
+    assert of(one="midpoint", four="rk4", own=None)[0] == {"one": 2, "four": 4, "own": 2}
+    assert len(fits) == 1
+
+
+def test_a_solver_that_an_arm_cannot_use(comparison, untrained, tmp_path):
+    made = comparison(
+        {"fm": {"name": "flow_matching", "prediction": "data"}}, evaluation=EVALUATION | {"solver": "heun"}
+    )
+    with pytest.raises(GenkitError, match=r"arms\.fm.*no velocity at t=1.*dpmpp"):
+        compare(made, tmp_path / "out")
