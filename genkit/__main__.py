@@ -10,7 +10,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from genkit.compare.runner import Comparison
     from genkit.recipe import Run
+    from genkit.types import LogProb
 
 REGISTRIES = {
     "objectives": ("genkit.objectives", "OBJECTIVES"),
@@ -121,6 +122,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="VALUE",
         help="the values, of data with real-valued conditions (default: those of the test rows in turn)",
     )
+    likelihood = sample.add_argument_group("log-probabilities of the samples, where they come with them")
+    likelihood.add_argument(
+        "--log-prob",
+        action="store_true",
+        default=None,
+        help="tell their mean and range; .safetensors holds all, in nats",
+    )
+    likelihood.add_argument(
+        "--divergence", help="of flows of pairs: auto (exact up to 16 dimensions), exact or hutchinson"
+    )
+    likelihood.add_argument("--probes", type=int, metavar="N", help="of hutchinson's estimate (default: 2)")
     particles = sample.add_argument_group("particles, of energies")
     particles.add_argument(
         "--compose", metavar="EXPRESSION", help='classes as in "3 AND 8", "3 AND NOT 8^0.5", "0.3*3 OR 0.7*8"'
@@ -279,6 +291,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
     if arguments.condition is not None and run.spec.condition is None:
         hint = ", but classes: give --class" if run.spec.classes else ""
         raise GenkitError(f"'{run.spec.name}' has no real-valued conditions{hint}")
+    arrays: dict[str, Tensor] = {}
     if asked:
         x, how = sample_particles(run, arguments, asked)
     else:
@@ -291,13 +304,30 @@ def run_sample(arguments: argparse.Namespace) -> None:
             top_p=arguments.top_p,
             prompt=arguments.prompt,
             task=arguments.task,
+            return_log_prob=bool(arguments.log_prob),
+            divergence=arguments.divergence,
+            probes=arguments.probes,
             seed=arguments.seed,
         )
         x, how = sample.x, f"{sample.nfe} network calls in sequence"
+        if sample.log_prob is not None:
+            arrays, words = log_probabilities(sample.log_prob)
+            how += f", {words}"
     shown = run.show(x.cpu())
     out = arguments.out or Path("samples").with_suffix(suffix(shown))
-    save_samples(x.cpu(), shown, run.spec, out)
+    save_samples(x.cpu(), shown, run.spec, out, **arrays)
     print(f"{out}: {arguments.n} samples of {run.name}, {how}")
+
+
+def log_probabilities(found: LogProb) -> tuple[dict[str, Tensor], str]:
+    """As arrays, and in words."""
+    value = found.value.cpu()
+    arrays = {"log_prob": value}
+    words = f"log-probability {value.mean():.4g} nats on average, from {value.min():.4g} to {value.max():.4g}"
+    if found.stderr is not None:
+        arrays["log_prob_stderr"] = found.stderr.cpu()
+        words += f", each with a standard error of about {found.stderr.median():.2g}"
+    return arrays, words
 
 
 ENTRIES = ("solver", "unmasker", "inverter", "guidance")
@@ -314,7 +344,10 @@ def entry(text: str | None, key: str) -> Any:
 
 
 PARTICLES = ("compose", "beta", "particles", "divide-prior", "control", "model", "resampler", "move")
-OTHERS = ("solver", "unmasker", "inverter", "temperature", "top-p", "prompt", "task", "guidance", "condition")
+OTHERS = (
+    *("solver", "unmasker", "inverter", "temperature", "top-p", "prompt", "task", "guidance", "condition"),
+    *("log-prob", "divergence", "probes"),
+)
 
 
 def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[str]) -> tuple[Tensor, str]:
@@ -380,9 +413,28 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     for key in ("unmaskers_on", "control_on"):
         if getattr(options, key) is not None:
             raise GenkitError(f"evaluate: {key} names arms of a comparison: leave it out for one run")
+    check_likelihood(run, given)
     with listening() as listener:
         result = evaluated(run, options, listener)
     print_evaluation(run.name, result)
+
+
+LIKELIHOOD = ("likelihood", "likelihood_rows", "likelihood_tolerance", "divergence", "probes")
+
+
+def check_likelihood(run: Run, given: Mapping[str, Any]) -> None:
+    """Raises GenkitError for options of a likelihood that the model has not, or that is not integrated."""
+    from genkit.solvers import SOLVERS
+
+    asked = [key for key in LIKELIHOOD if key in given]
+    if asked and run.objective.no_likelihood:
+        raise GenkitError(f"evaluate: {asked[0]}: {run.objective.no_likelihood}")
+    asked = [key for key in asked if key != "likelihood_rows"]
+    if asked and run.objective.samplers is not SOLVERS:
+        name = run.recipe.config["objective"]["name"]
+        raise GenkitError(
+            f"evaluate: {asked[0]} is of flows of pairs, not of the objective '{name}': leave it out"
+        )
 
 
 def run_compare(arguments: argparse.Namespace) -> None:

@@ -382,6 +382,20 @@ class Run:
         chosen = asked[registry.kind] or self.recipe.config["sampling"][registry.kind]
         return registry.build(chosen or self.objective.default_sampler, **given)
 
+    def _log_prob_options(self, asked: bool, **options: Any) -> dict[str, Any]:
+        """`options` that are not None. Raises GenkitError where they would have no effect."""
+        given = {key: value for key, value in options.items() if value is not None}
+        if given and not asked:
+            raise GenkitError(
+                f"{' and '.join(given)}: of log-probabilities, which are not asked for (--log-prob)"
+            )
+        if given and self.objective.samplers is not SOLVERS:
+            name = self.recipe.config["objective"]["name"]
+            raise GenkitError(
+                f"a log-probability of the objective '{name}' takes no {' and no '.join(given)}"
+            )
+        return given
+
     def guidance(self, guidance: Guidance | str | Mapping[str, Any] | float | None = None) -> Guidance:
         """What is asked for, over the recipe's; a number is the scale of `classifier_free`. With its weaker model, if
         it takes one."""
@@ -445,12 +459,15 @@ class Run:
         task: str | None = None,
         seed: int = 0,
         return_log_prob: bool = False,
+        divergence: str | None = None,
+        probes: int | None = None,
     ) -> Sample:
         """n samples, decoded to the form in which the data set stores its rows (images: integer levels).
 
         y: of a conditional model a class, a class for each sample, or None for all classes in turn; of one of K real
             values these, (n, K) for each sample, or None for the conditions of the test rows in turn.
         prompt, task: what is given of each sample, in the words of the data set (see its `given`).
+        divergence, probes: of the log-probability of flows of pairs (see `LikelihoodOptions`).
         """
         sampler = self.sampler(
             solver=solver,
@@ -460,7 +477,7 @@ class Run:
             temperature=temperature,
             top_p=top_p,
         )
-        known: dict[str, Tensor] = {}
+        known: dict[str, Any] = self._log_prob_options(return_log_prob, divergence=divergence, probes=probes)
         if prompt is not None or task is not None or self.spec.answer is not None:
             if self.objective.samplers is not UNMASKERS:
                 raise GenkitError(

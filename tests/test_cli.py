@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import genkit
 from genkit.__main__ import main
@@ -288,6 +289,43 @@ def test_a_flow_takes_an_inverter(capsys, compared, tmp_path):
     assert not list(tmp_path.iterdir())
     assert main([*nf, "--inverter", "{name: jacobi, tolerance: 1e-6}"]) == 0
     assert "network calls in sequence" in capsys.readouterr().out
+
+
+def test_samples_with_their_log_probability(capsys, compared, tmp_path):
+    out = tmp_path / "x.safetensors"
+    fm = ["sample", str(compared / "fm-ot"), "-n", "3", "--out", str(out)]
+    refused(capsys, [*fm, "--log-prob", "--solver", "ancestral"], "without noise", "can be used", "dpmpp")
+    refused(capsys, [*fm, "--log-prob", "--divergence", "exat"], "did you mean 'exact'")
+    refused(capsys, [*fm, "--probes", "3"], "probes", "--log-prob")
+    nf = ["sample", str(compared / "nf"), "--log-prob", "--out", str(out)]
+    refused(capsys, [*nf, "--probes", "3"], "'normalizing_flow' takes no probes")
+    assert not out.exists()
+    assert main([*fm, "--log-prob", "--probes", "3", "--solver", "dpmpp"]) == 0
+    assert "nats on average" in capsys.readouterr().out
+    held = load_file(out)
+    assert held["log_prob"].shape == held["log_prob_stderr"].shape == (3,)
+
+
+def test_options_of_a_likelihood_that_is_not_integrated(capsys, compared):
+    refused(
+        capsys, ["evaluate", str(compared / "nf"), "divergence=exact"], "divergence", "'normalizing_flow'"
+    )
+    refused(capsys, ["evaluate", str(compared / "masked"), "likelihood=rk4"], "'masked_diffusion'")
+    refused(capsys, ["evaluate", str(compared / "fm-ot"), "likelihood=ancestral"], "without noise of its own")
+    masked = ["sample", str(compared / "masked"), "--log-prob"]
+    refused(capsys, masked, "unmasking gives no log-probability", "ask log_prob")
+
+
+def test_a_model_of_noised_data_has_no_likelihood(capsys, tmp_path):
+    recipe = tmp_path / "noised.yaml"
+    recipe.write_text(
+        "data: moons\nmodel: {width: 8, depth: 1, heads: 2}\ntraining: {steps: 2}\n"
+        "objective: {name: flow_matching, noise: gaussian, sigma: 0.1}\n"
+    )
+    run = str(tmp_path / "run")
+    assert main(["train", str(recipe), "--out", run]) == 0
+    refused(capsys, ["evaluate", run, "likelihood_rows=8"], "trained on noised", "noise='uniform'")
+    refused(capsys, ["sample", run, "--log-prob"], "trained on noised", "noise='uniform'")
 
 
 def test_output_under_a_regular_file(capsys, compared, tmp_path):

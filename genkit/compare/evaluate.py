@@ -26,6 +26,7 @@ from genkit.guidance import Guidance, build_guidance
 from genkit.inversion import Inverter
 from genkit.metrics import Judge, Scorer
 from genkit.objectives import Objective
+from genkit.objectives.likelihood import Divergence, LikelihoodOptions
 from genkit.randomness import keyed_generator
 from genkit.recipe import Recipe, Run, load
 from genkit.solvers import SOLVERS, Solver
@@ -52,7 +53,9 @@ class EvaluationOptions:
         control_on: the arms of a comparison for which that is done; null for all.
     scorer: an arm, or the folder of a run, with an exact likelihood, under which samples have a generative perplexity.
     guidance: a scale, or a guidance with options; 1 is off. Arms without classes have none, but for `autoguidance`.
-    likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs. probes: of its trace.
+    likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs, one without noise of its own.
+        divergence, probes, likelihood_tolerance: see `genkit.objectives.likelihood.LikelihoodOptions`; the tolerance is
+        held against the first batch.
     seed: of the noise, equal for all arms and all steps, and of the choice of real rows.
     """
 
@@ -68,7 +71,9 @@ class EvaluationOptions:
     guidance: Guidance | str | float = 1.0
     likelihood_rows: int = 128
     likelihood: Solver | str = "heun"
+    divergence: Divergence = "auto"
     probes: int = 1
+    likelihood_tolerance: float | None = 0.01
     batch_size: int = 512
     seed: int = 0
 
@@ -86,13 +91,15 @@ class EvaluationOptions:
             UNMASKERS.build(self.unmasker)
             self.compared()
             self.controls()
+            LikelihoodOptions(self.divergence, self.probes, tolerance=self.likelihood_tolerance)
             likelihood = SOLVERS.build(self.likelihood)
             build_guidance(self.guidance)
         except GenkitError as error:
             raise GenkitError(f"evaluation: {error}") from None
-        if likelihood.needs - {"velocity"}:
+        if "score" in likelihood.needs:
             raise GenkitError(
-                f"evaluation: likelihood needs a solver of velocity alone, such as heun, not {self.likelihood}"
+                "evaluation: likelihood needs a solver without noise of its own, such as heun, not "
+                f"{SOLVERS.name_of(likelihood)}"
             )
 
     def on(self, arm: str) -> EvaluationOptions:
@@ -382,9 +389,10 @@ def log_probs(run: Run, options: EvaluationOptions) -> Iterator[LogProb]:
     """Log-probabilities of test rows, batch by batch, on the CPU."""
     split = run.dataset.split("test")
     order = torch.randperm(len(split), generator=keyed_generator(options.seed, "likelihood"))
-    settings = (
-        {"sampler": options.likelihood, "probes": options.probes} if run.objective.samplers is SOLVERS else {}
-    )
+    settings: dict[str, Any] = {}
+    if run.objective.samplers is SOLVERS:
+        settings = {"sampler": options.likelihood, "divergence": options.divergence, "probes": options.probes}
+        settings["tolerance"] = options.likelihood_tolerance
     start = 0
     for part in order[: options.likelihood_rows].split(options.batch_size):
         x, y = split.take(part)
@@ -394,6 +402,8 @@ def log_probs(run: Run, options: EvaluationOptions) -> Iterator[LogProb]:
             generator=noise(run, options, start),
             **settings,
         )
+        if settings:
+            settings["tolerance"] = None  # it is said once
         start += len(part)
         yield on_cpu(found)
 

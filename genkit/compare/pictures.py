@@ -39,11 +39,12 @@ def suffix(shown: Shown) -> str:
     return ".wav" if shown.sounds is not None else ".txt" if shown.texts is not None else ".png"
 
 
-def save_samples(x: Tensor, shown: Shown, spec: DataSpec, path: Path) -> None:
+def save_samples(x: Tensor, shown: Shown, spec: DataSpec, path: Path, **beside: Tensor) -> None:
     """Samples as the data set stores them, and as they are shown -> a file of the kind of its ending.
 
     .png: a grid of images, or points. .txt: texts, with a line between them. .wav: sounds one after the other.
-    .npy, .safetensors: the samples as stored. Raises GenkitError where there is nothing of the kind.
+    .npy, .safetensors: the samples as stored, in the latter with the arrays beside them. Raises GenkitError where there
+    is nothing of the kind.
     """
     buffer = io.BytesIO()
     if path.suffix == ".npy":
@@ -53,7 +54,7 @@ def save_samples(x: Tensor, shown: Shown, spec: DataSpec, path: Path) -> None:
     elif path.suffix == ".safetensors":
         from safetensors.torch import save
 
-        buffer.write(save({"x": x.contiguous()}))
+        buffer.write(save({"x": x.contiguous(), **beside}))
     elif path.suffix == ".txt" and shown.texts is not None:
         buffer.write("\n\n---\n\n".join(shown.texts).encode())
     elif path.suffix == ".wav" and shown.sounds is not None and spec.rate is not None:
