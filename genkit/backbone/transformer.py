@@ -16,14 +16,15 @@ Normalization, https://arxiv.org/abs/2010.04245; Shazeer, GLU Variants, https://
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from genkit.errors import GenkitError
 
@@ -68,6 +69,24 @@ def twice_differentiable() -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH)
 
 
+def recomputed(layer: nn.Module, *given: Any) -> Tensor:
+    """layer(*given), run again for the backward pass, under the attention that it has now."""
+    if torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled():
+        return checkpoint(layer, *given, use_reentrant=False)
+    return checkpoint(layer, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), Twice()))
+
+
+class Twice(AbstractContextManager[None]):
+    """`twice_differentiable()`, entered as often as there are backward passes."""
+
+    def __enter__(self) -> None:
+        self.within = twice_differentiable()
+        self.within.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.within.__exit__(*error)
+
+
 class Cache:
     """Keys and values of the tokens seen so far, preallocated for `length` tokens: (layers, B, H, length, d)."""
 
@@ -87,7 +106,13 @@ class Cache:
 
 
 class Transformer(nn.Module):
-    """The shared trunk. See the module's docstring for the flow of the data."""
+    """The shared trunk. See the module's docstring for the flow of the data.
+
+    recompute: whether layers keep no activations for the backward pass, which then runs them again (activation
+    checkpointing, Chen et al., https://arxiv.org/abs/1604.06174): memory of one layer, for a third more work.
+    """
+
+    recompute = False
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
@@ -127,8 +152,10 @@ class Transformer(nn.Module):
         rotation = rotary(pos, self.options.width // self.options.heads, self.options.rope_theta, h.dtype)
         mask, is_causal = self._mask(h, causal or cache is not None, segments, start)
         cond = F.silu(cond)
+        recompute = self.recompute and cache is None and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers[layers]):
-            h = layer(h, cond, rotation, mask, is_causal, cache, i)
+            given = (h, cond, rotation, mask, is_causal, cache, i)
+            h = recomputed(layer, *given) if recompute else layer(*given)
         if cache is not None:
             cache.filled += h.shape[1]
         return h

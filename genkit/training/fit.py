@@ -6,7 +6,8 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
+from genkit.backbone import Transformer
 from genkit.data.base import KeyedBatches, Split
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, choose
 from genkit.objectives import Objective
 from genkit.training.ahead import Ahead, Prepared
 from genkit.training.bad_steps import BadSteps
@@ -104,7 +106,7 @@ def fit(
     setup_seconds = time.perf_counter() - begun
     last = folder / "checkpoints" / "last.ckpt"
     attempt = None
-    while True:
+    while True:  # one turn, and one for each time that the run goes back to its last checkpoint
         saved = read_checkpoint(last) if last.exists() else {}
         check_made_from(last, saved.get("made_from", identity), identity)
         start = int(saved.get("global_step", 0))
@@ -125,13 +127,15 @@ def fit(
         try:
             if start < options.physical.steps:
                 loader = Loader(split, options, seed)
-                lightning.fit(module, loader, ckpt_path=str(last) if saved else None, weights_only=True)
+                with economies(objective.backbone, options):
+                    lightning.fit(module, loader, ckpt_path=str(last) if saved else None, weights_only=True)
             if bad.roll_back:
                 continue
             saved = read_checkpoint(last)
             objective.cpu().load_state_dict(weights_of(saved))
         except (RuntimeError, KeyError) as error:
             check_other_model(last, error)
+            check_compiled(options, error)
             check_processes(lightning.world_size, last, error)
             raise
         return Fitted(
@@ -143,6 +147,31 @@ def fit(
             bad_steps=of_bad_steps(saved, "total"),
             rollbacks=of_bad_steps(saved, "attempt"),
         )
+
+
+@contextmanager
+def economies(backbone: Transformer, options: TrainingOptions) -> Iterator[None]:
+    """The backbone in less memory or time, as the options say, and again as it was. Raises GenkitError for a backend of
+    torch.compile that there is not."""
+    backbone.recompute = options.activation_checkpointing
+    if options.compile is not None:
+        backends = torch.compiler.list_backends(exclude_tags=())
+        if options.compile not in backends:
+            raise GenkitError(f"training: compile: {choose(options.compile, backends, 'backend')}")
+        backbone.compile(backend=options.compile)
+    try:
+        yield
+    finally:
+        backbone.recompute = False
+        backbone._compiled_call_impl = None
+
+
+def check_compiled(options: TrainingOptions, error: Exception) -> None:
+    """Raises GenkitError where a compiled backbone cannot do what an objective needs."""
+    if options.compile is not None and "double backward" in str(error):
+        raise GenkitError(
+            "training: compile is not for this objective, which differentiates its gradient: set it to null"
+        ) from error
 
 
 def build_trainer(

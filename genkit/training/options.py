@@ -39,6 +39,8 @@ class TrainingOptions:
     ema: decay of the averaged weights d, warmed up as min(d, (1 + n) / (10 + n)) at update n; 0 for none.
     precision: float32, or bf16 autocast around the network.
     accumulate: parts in which a batch is computed.
+    activation_checkpointing: the backbone's layers are run again for the backward pass, in less memory.
+    compile: a backend of torch.compile for the backbone, such as inductor; null for none.
     checkpoint_every, log_every: optimizer steps that are really taken.
     checkpoint_minutes: a checkpoint also after so much time; null for none.
     checkpoint_best: a logged value, such as loss: checkpoints/best.ckpt keeps the checkpoint before which its mean,
@@ -66,6 +68,8 @@ class TrainingOptions:
     ema: float = 0.999
     precision: Literal["float32", "bf16"] = "float32"
     accumulate: int = 1
+    activation_checkpointing: bool = False
+    compile: str | None = None
     checkpoint_every: int = 500
     log_every: int = 20
     checkpoint_minutes: float | None = None

@@ -17,8 +17,11 @@ from genkit.data.base import KeyedBatches, TensorSplit
 from genkit.errors import GenkitError
 from genkit.files import write_atomically
 from genkit.objectives import OBJECTIVES, Objective
+from genkit.objectives.flow_matching import FlowMatching
+from genkit.randomness import keyed_generator
 from genkit.training import GenerativeModule, TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import AtomicCheckpointIO, CsvLog
+from genkit.training.fit import check_compiled
 from genkit.types import Batch
 from tests.objectives.models import IMAGES, build, data_of, model_of, model_options, split
 
@@ -164,6 +167,75 @@ def test_accumulated_parts_are_one_batch(name: str, tmp_path: Path, monkeypatch:
     assert joined == seen[1]
     assert draws[2][::2] == draws[1]  # part 0 of a step draws as the whole step does
     assert len({*draws[2]}) == 12
+
+
+def test_two_accumulated_halves_take_the_step_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a loss that is a mean over rows and draws nothing."""
+
+    def mean(self: Any, batch: Batch, **_: Any) -> dict[str, Tensor]:
+        x = batch.x.float() / 16 - 0.5
+        return {"loss": (self.predict(torch.full((len(x),), 0.5), x, None) - x).square().mean()}
+
+    monkeypatch.setattr(FlowMatching, "loss", mean)
+    models = [small(), small()]
+    for parts, objective in enumerate(models, start=1):
+        train(objective, tmp_path / str(parts), batch_size=64, accumulate=parts, lr=1e-2)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_activation_checkpointing_leaves_the_gradient_as_it_is(name: str) -> None:
+    """Also with dropout, whose draws are those of the forward pass, and where the loss holds a gradient."""
+    spans = {"spans": 2} if name == "normalizing_flow" else {}
+    spec = data_of(name)[0]
+    objective = build(name, spec, scale=0.1, model=model_of(name, depth=2, dropout=0.1), **spans).train()
+    calls = {False: 0, True: 0}
+    objective.backbone.layers[0].register_forward_pre_hook(
+        lambda *_: calls.update({recompute: calls[recompute] + 1})
+    )
+    found: dict[bool, list[Tensor | None]] = {}
+    for recompute in calls:
+        objective.backbone.recompute = recompute
+        objective.zero_grad()
+        torch.manual_seed(5)
+        generator = keyed_generator(5)
+        index = torch.arange(8)
+        batch = objective.prepare(Batch(*split(spec).take(index), index), generator=generator)
+        objective.loss(batch, generator=generator)["loss"].backward()
+        found[recompute] = [None if p.grad is None else p.grad.clone() for p in objective.parameters()]
+    assert calls[True] > calls[False] > 0
+    for a, b in zip(*found.values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_with_checkpointing_in_bfloat16_learns(tmp_path: Path) -> None:
+    """All economies at once: the loss of one row falls; what is left is the plain backbone."""
+    x, _ = split(IMAGES).take(torch.zeros(16, dtype=torch.long))
+    objective = build("flow_matching", IMAGES, scale=None, model=model_options(depth=1))
+    options = TrainingOptions(
+        steps=60, batch_size=16, warmup=5, lr=1e-2, log_every=1, precision="bf16", accumulate=2,
+        activation_checkpointing=True, compile="aot_eager",
+    )  # fmt: skip
+    torch._dynamo.utils.counters.clear()
+    fit(objective, TensorSplit(x, None), options, tmp_path, trainer=CPU, tensorboard=False)
+    with (tmp_path / "metrics.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert not objective.backbone.recompute
+    assert objective.backbone._compiled_call_impl is None
+
+
+def test_what_cannot_be_compiled_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GenkitError, match="compile: .*'inducter'.*did you mean 'inductor'"):
+        train(small(), tmp_path, compile="inducter")
+    error = RuntimeError("torch.compile with aot_autograd does not currently support double backward")
+    with pytest.raises(GenkitError, match="compile is not for this objective"):
+        check_compiled(TrainingOptions(compile="aot_eager"), error)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())
