@@ -1,4 +1,5 @@
-"""The command line: genkit train | sample | evaluate | compare | reproduce | list | check | new.
+"""The command line: genkit train | sample | evaluate | compare | reproduce | benchmark | fit-grid | list |
+check | new.
 
 Exit status 0 when all went well, 1 when `check` finds a law broken, 2 for bad input (one message, no traceback),
 130 after Ctrl-C.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,6 +192,33 @@ def parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
     reproduce.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})
     reproduce.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
+
+    benchmark = command(
+        "benchmark", "Solvers and time grids side by side on a trained flow: a table and figures."
+    )
+    benchmark.add_argument("what", choices=["samplers"], help="what is compared")
+    benchmark.add_argument("run", help="a run folder")
+    options = {**overrides, "help": "options, such as samples=500 solvers=[heun,dpmpp] grids=[uniform,edm]"}
+    benchmark.add_argument("overrides", **options)
+    benchmark.add_argument("--device", **place)
+    benchmark.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="(default: runs/samplers/<name of the run>)"
+    )
+
+    grid = command("fit-grid", "Fit a time grid of few steps to a trained flow, for the grid `fitted`.")
+    grid.add_argument("run", help="a run folder")
+    grid.add_argument(
+        "--solver", required=True, help="of a fixed number of steps and without noise, such as heun"
+    )
+    grid.add_argument("--steps", type=int, required=True, help="of the grid")
+    grid.add_argument("--samples", type=int, metavar="N", help="fitted to, and held out (default: 256)")
+    grid.add_argument("--reference", metavar="SOLVER", help="what it is fitted to (default: many steps)")
+    grid.add_argument("--guidance", help="a scale or a guidance with options; 1 is off")
+    grid.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    grid.add_argument("--device", **place)
+    grid.add_argument(
+        "--out", type=Path, metavar="FILE", default=Path("grid.json"), help="(default: grid.json)"
+    )
 
     list_ = command("list", "What the registries hold, a line each.")
     list_.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(REGISTRIES))
@@ -474,6 +503,54 @@ def compared(comparison: Comparison, arguments: argparse.Namespace) -> tuple[dic
         return report, write_report(report, out)
 
 
+def run_benchmark(arguments: argparse.Namespace) -> None:
+    from genkit.compare.pictures import writable
+    from genkit.compare.samplers import BenchmarkOptions, benchmark, write
+    from genkit.recipe import load, override
+    from genkit.registry import resolve_options
+
+    out = arguments.out or Path("runs/samplers") / Path(arguments.run).name
+    writable(out / "table.md")
+    run = load(arguments.run, device=device(arguments.device))
+    given = override({}, arguments.overrides)
+    options = BenchmarkOptions(**resolve_options(BenchmarkOptions, given, "benchmark"))
+    with listening() as listener:
+        report = benchmark(run, options, progress=lambda text: listener.message(run.name, text))
+    print(write(report, out).read_text())
+    print(f"table and figures: {out}")
+
+
+def run_fit_grid(arguments: argparse.Namespace) -> None:
+    from genkit.compare.pictures import writable
+    from genkit.compare.samplers import fit_grid
+    from genkit.files import write_json
+    from genkit.recipe import load
+
+    writable(arguments.out)
+    solver = entry(arguments.solver, "solver")
+    found = fit_grid(
+        load(arguments.run, device=device(arguments.device)),
+        solver,
+        arguments.steps,
+        samples=arguments.samples,
+        reference=entry(arguments.reference, "reference"),
+        guidance=entry(arguments.guidance, "guidance"),
+        seed=arguments.seed,
+    )
+    write_json(arguments.out, found)
+    errors = {name: error["held_out"] for name, error in found["errors"].items()}
+    best = min((name for name in errors if name != "fitted"), key=lambda name: errors[name])
+    print(
+        f"{arguments.out}: {arguments.steps} steps end {errors['fitted']:.4g} from {found['reference']} on noise held "
+        f"out; on {best}, the best of the other grids, {errors[best]:.4g}"
+    )
+    if errors["fitted"] > errors[best]:
+        print(f"it is fitted to its own noise: take more --samples, or the grid {best}")
+    options = {"name": solver} if isinstance(solver, str) else solver
+    chosen = json.dumps(options | {"grid": {"name": "fitted", "file": str(arguments.out)}})
+    print(f"try: genkit sample {arguments.run} --steps {arguments.steps} --solver '{chosen}'")
+
+
 def run_list(arguments: argparse.Namespace) -> None:
     if arguments.kind is not None and arguments.kind not in REGISTRIES:
         raise choose(arguments.kind, REGISTRIES, "kind of entry")
@@ -512,6 +589,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "evaluate": run_evaluate,
     "compare": run_compare,
     "reproduce": run_reproduce,
+    "benchmark": run_benchmark,
+    "fit-grid": run_fit_grid,
     "list": run_list,
     "check": run_check,
     "new": run_new,

@@ -26,7 +26,10 @@ class Grid(abc.ABC):
     """Where the steps are: a monotone map of [0, 1] onto itself, applied to equal steps.
 
     A registered grid is one class with `warp`; its constructor's arguments are its options.
+    steps: the only number of steps that it has; None where it has any.
     """
+
+    steps: int | None = None
 
     @abc.abstractmethod
     def warp(self, u: Tensor) -> Tensor:
@@ -73,6 +76,15 @@ class Solver(abc.ABC):
         other.steps = steps
         return other
 
+    def lacks(self, field: Velocity) -> str | None:
+        """Why this field cannot be solved, for want of what the method needs; None where it can."""
+        if not (missing := self.needs - gives(field)):
+            return None
+        why = f" ({field.no_score})" if isinstance(field, Field) and "score" in missing else ""
+        return (
+            f"{SOLVERS.name_of(self)} needs {', '.join(sorted(missing))}, which this field cannot give{why}"
+        )
+
     def times(self, field: Velocity | None = None) -> Tensor:
         """The times at which the steps of this field begin and end: 0 first, 1 last."""
         return self.grid.times(self.steps, field.coefficients if isinstance(field, Field) else None)
@@ -91,14 +103,9 @@ class Solver(abc.ABC):
         Raises GenkitError for a field that cannot give what the method needs, and for times that are fewer
         than two or not strictly monotone.
         """
-        gives = field.gives if isinstance(field, Field) else frozenset({"velocity"})
-        if missing := self.needs - gives:
-            why = f" ({field.no_score})" if isinstance(field, Field) and "score" in missing else ""
-            able = [name for name in SOLVERS.names() if SOLVERS.get(name).needs <= gives]
-            raise GenkitError(
-                f"{SOLVERS.name_of(self)} needs {', '.join(sorted(missing))}, which this field cannot give{why}; "
-                f"these can be used: {', '.join(able)}"
-            )
+        if why := self.lacks(field):
+            able = [name for name in SOLVERS.names() if SOLVERS.get(name).needs <= gives(field)]
+            raise GenkitError(f"{why}; these can be used: {', '.join(able)}")
         nodes = self.times(field) if times is None else times
         if nodes.ndim != 1 or len(nodes) < 2:
             raise GenkitError(f"a solver needs at least two times, not {nodes.tolist()}")
@@ -127,6 +134,11 @@ class Solver(abc.ABC):
 
     def final(self, field: Velocity, state: State) -> Tensor:
         return state.x
+
+
+def gives(field: Velocity) -> frozenset[str]:
+    """What a field has; a plain function is a velocity."""
+    return field.gives if isinstance(field, Field) else frozenset({"velocity"})
 
 
 class OneStep(Solver):

@@ -79,7 +79,7 @@ def test_edm_is_used_on_the_path_of_the_field() -> None:
         times("edm", 8, "variance_preserving", low=1e-5)
 
 
-@pytest.mark.parametrize("name", GRIDS.names())
+@pytest.mark.parametrize("name", [name for name in GRIDS.names() if name != "fitted"])
 def test_warps_are_monotone_and_keep_the_ends(name: str) -> None:
     """Particles take shares of the way one by one."""
     grid = GRIDS.build(name)

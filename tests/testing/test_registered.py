@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +37,11 @@ MORE: list[tuple[str, str, dict[str, Any]]] = [
     ("unmasker", "entropy", {"bound": 0.0}),
 ]
 # Those need files, or a program; the metrics need sounds.
-ELSEWHERE = {"dataset": {"hub", "hub_text", "fashion_mnist"}, "metric": {"sound_to_text", "text_to_sound"}}
+ELSEWHERE = {
+    "dataset": {"hub", "hub_text", "fashion_mnist"},
+    "grid": {"fitted"},
+    "metric": {"sound_to_text", "text_to_sound"},
+}
 EACH = [
     (kind, name, {})
     for kind in KINDS
@@ -54,6 +59,12 @@ def test_its_laws_hold(kind: str, name: str, options: dict[str, Any]) -> None:
 def test_data_that_are_elsewhere_cannot_be_checked(name: str) -> None:
     with pytest.raises(GenkitError, match="the option 'path' is missing"):
         check("dataset", name)
+
+
+def test_a_grid_of_a_file_keeps_its_laws(tmp_path: Path) -> None:
+    file = tmp_path / "grid.json"
+    file.write_text('{"times": [0, 0.1, 0.5, 1]}')
+    assert check("grid", "fitted", file=str(file))
 
 
 @pytest.fixture(scope="module")
