@@ -100,6 +100,31 @@ def test_a_fit_that_is_too_short_warns() -> None:
         build("semidiscrete")
 
 
+def test_the_fit_goes_on_until_it_is_good_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In rounds, the fewer the larger the tolerance; by default it does not warn. A number of steps is kept to."""
+    taken: list[int] = []
+    ascend = module.Semidiscrete.ascend
+
+    def counted(self: Any, steps: int, *given: Any) -> None:
+        taken.append(steps)
+        ascend(self, steps, *given)
+
+    monkeypatch.setattr(module.Semidiscrete, "ascend", counted)
+    monkeypatch.setattr(module, "ROUNDS", (20, 200, 400))
+    found = {}
+    for tolerance in (9.0, 0.05, 1e-9):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            coupling: Any = build("semidiscrete", steps=None, tolerance=tolerance)
+        found[tolerance] = (taken.copy(), coupling.imbalance <= tolerance, len(caught))
+        taken.clear()
+    assert found[9.0] == ([20], True, 0)
+    assert found[0.05] == ([20, 200], True, 0)
+    assert found[1e-9] == ([20, 200, 400], False, 1)
+    build("semidiscrete", steps=30, tolerance=1e3)
+    assert taken == [30]
+
+
 def test_one_row_is_drawn_always() -> None:
     one = Encoded(TensorSplit(torch.ones(1, 2)), Continuous(DataSpec("one", (2,))))
     assert (build("semidiscrete", one, steps=3)(torch.zeros(5, 2)).x1 == 1).all()
@@ -144,6 +169,7 @@ def test_reflow_is_the_teachers_own_samples() -> None:
     assert torch.equal(pair.x0, StandardNormal().sample(torch.zeros(12, 2), generator=keyed_generator(0)))
     assert torch.equal(pair.y, y)
     assert coupling.passes == 3
+    assert coupling.setup_rows == 16 * 3
     assert build("reflow", teacher=teacher).passes == 32  # heun with 16 steps
 
 
@@ -192,6 +218,9 @@ def test_a_cache_gives_codes_of_the_rows_without_the_teacher(tmp_path: Path, end
     one, other = (c(x1, index=index, generator=keyed_generator(0)) for c in (first, again))
     assert teacher.rows == 0
     assert again.passes == 0
+    assert first.setup_rows == again.setup_rows == 3 * 40  # to each run in full
+    plain = build("distilled", LEVELS, Code())
+    assert (plain.passes, plain.setup_rows, plain.teacher.rows) == (1, 40, 40)
     assert torch.equal(one.x0, other.x0)
     assert float(one.x0.square().mean()) == pytest.approx(1, rel=0.05)
     code = one.x0 * first.scale / 2  # type: ignore[attr-defined]
