@@ -1,5 +1,5 @@
-"""The command line: genkit train | sample | evaluate | compare | reproduce | benchmark | fit-grid | list |
-check | new.
+"""The command line: genkit train | sample | evaluate | info | compare | reproduce | benchmark | fit-grid |
+list | check | new.
 
 Exit status 0 when all went well, 1 when `check` finds a law broken, 2 for bad input (one message, no traceback),
 130 after Ctrl-C.
@@ -174,6 +174,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", **place)
     options = {**overrides, "help": "options, such as samples=1000 steps=[1,2,4]"}
     evaluate.add_argument("overrides", **options)
+
+    info = command("info", "What is known of a run, or of the runs of a comparison.")
+    info.add_argument("run", type=Path, help="a run folder, or the folder of a comparison")
 
     compare = command("compare", "Train the arms of a comparison, evaluate them alike, and write a report.")
     compare.add_argument("recipe", help="a YAML file with `arms`")
@@ -466,6 +469,12 @@ def check_likelihood(run: Run, given: Mapping[str, Any]) -> None:
         )
 
 
+def run_info(arguments: argparse.Namespace) -> None:
+    from genkit.compare.info import print_info
+
+    print_info(arguments.run)
+
+
 def run_compare(arguments: argparse.Namespace) -> None:
     from genkit.compare.report import print_table
     from genkit.compare.runner import Comparison
@@ -587,6 +596,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": run_train,
     "sample": run_sample,
     "evaluate": run_evaluate,
+    "info": run_info,
     "compare": run_compare,
     "reproduce": run_reproduce,
     "benchmark": run_benchmark,

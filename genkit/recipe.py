@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import platform
 import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +26,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-import genkit
 from genkit.backbone import ModelOptions
 from genkit.data.base import DATASETS, Codec, Dataset, Shown
 from genkit.errors import GenkitError, Terminated, choose
@@ -51,6 +49,7 @@ from genkit.registry import (
 from genkit.solvers import SOLVERS, Solver
 from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import Report
+from genkit.training.machine import made_with
 from genkit.training.weights import read_weights, write_weights
 from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
@@ -663,10 +662,9 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         "teacher": {"folder": str(teacher.folder), "hash": teacher.hash} if teacher else None,
         "parameters": sum(p.numel() for p in objective.parameters()),
         "backbone_parameters": sum(p.numel() for p in objective.backbone.parameters()),
-        "genkit": genkit.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
+        "seed": recipe.seed,
+        "precision": options.precision,
+        **made_with(),
     }
     if rank() == 0:
         write_text(folder / "recipe.yaml", recipe.yaml())
@@ -688,6 +686,7 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
     environment |= {
         "finished": True,
         "device": fitted.device,
+        "processes": fitted.processes,
         "steps": fitted.steps,
         "seconds": fitted.seconds,
         "bad_steps": fitted.bad_steps,

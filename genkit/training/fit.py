@@ -49,6 +49,7 @@ class Fitted:
     seconds: float
     setup_seconds: float
     device: str
+    processes: int
     stopped: int | None
     bad_steps: int
     rollbacks: int
@@ -143,6 +144,7 @@ def fit(
             seconds=saved["callbacks"]["StepCheckpoint"]["seconds"],
             setup_seconds=setup_seconds,
             device=device_name(lightning.strategy.root_device),
+            processes=lightning.world_size,
             stopped=stop.received,
             bad_steps=of_bad_steps(saved, "total"),
             rollbacks=of_bad_steps(saved, "attempt"),
