@@ -35,7 +35,8 @@ class Semidiscrete(Coupling):
         imbalance is above the tolerance, 4,000 more and 8,000 more.
     tolerance: a larger imbalance after the fit warns.
     conditional: rows of the class of the batch's own row only, so that each class keeps its source.
-    Raises GenkitError without a data set, and for one that does not fit in memory or is not finite.
+    Raises GenkitError without a data set, for one that does not fit in memory or is not finite, and for one with real
+    numbers in the place of classes if conditional.
     """
 
     rows = Rows.DRAWN
