@@ -18,7 +18,7 @@ from genkit.registry import INSTALLED, PLUGINS
 from genkit.solvers import SOLVERS
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("*_*.py"))  # plug-ins: NAME_KIND.py
 GIVEN = [word for path in EXAMPLES for word in ("--plugin", str(path))]
 TINY = ["model.width=24", "model.heads=2", "training.steps=6", "training.batch_size=32"]
 COUPLING = """

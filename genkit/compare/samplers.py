@@ -185,7 +185,7 @@ def benchmark(
 
     progress("reference")
     exact = trial.exact if options.reference is None else SOLVERS.build(options.reference)
-    reference, half = trial.ends(exact, repeats=1), trial.ends(exact.paced(max(1, exact.steps // 2)))
+    reference, half = trial.ends(exact), trial.ends(exact.paced(max(1, exact.steps // 2)))
     curves: list[dict[str, Any]] = []
     for entry, grid in options.pairs():
         cls = SOLVERS.get(entry["name"])
