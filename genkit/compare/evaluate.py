@@ -86,8 +86,8 @@ class EvaluationOptions:
             if getattr(self, name) < 1:
                 raise GenkitError(f"evaluation: {name} must be positive, not {getattr(self, name)}")
         try:
-            if self.solver is not None:
-                SOLVERS.build(self.solver)
+            for steps in self.steps if self.solver is not None else ():
+                SOLVERS.build(self.solver, steps=steps)  # a fitted grid has one number of them
             UNMASKERS.build(self.unmasker)
             self.compared()
             self.controls()

@@ -69,6 +69,8 @@ class Solver(abc.ABC):
             raise GenkitError(f"a solver takes at least 1 step, not {steps}")
         self.steps = steps
         self.grid = GRIDS.build(grid)
+        if self.grid.steps is not None:
+            self.grid.times(steps)  # says so if it has another number
 
     def paced(self, steps: int) -> Solver:
         """This method with another number of steps."""

@@ -109,6 +109,15 @@ def test_wrong_options_are_refused_when_made(options, words):
         EvaluationOptions(**options)
 
 
+def test_a_grid_of_another_number_of_steps_is_refused_when_made(tmp_path):
+    file = tmp_path / "grid.json"
+    file.write_text('{"times": [0, 0.3, 1]}')
+    solver = {"name": "heun", "grid": {"name": "fitted", "file": str(file)}}
+    EvaluationOptions(steps=[2], solver=solver)
+    with pytest.raises(GenkitError, match="evaluation: .*has times for 2 steps, not 4"):
+        EvaluationOptions(steps=[2, 4], solver=solver)
+
+
 def test_more_samples_than_test_rows_are_refused_with_the_largest_number(flow):
     with pytest.raises(GenkitError, match="evaluation: samples must be from 2 to 40.*not 41"):
         evaluated(flow, EvaluationOptions(samples=41))

@@ -27,9 +27,11 @@ def test_times_are_those_of_the_file(tmp_path: Path) -> None:
     u = torch.tensor([0, 1 / 6, 1 / 3, 0.5, 1], dtype=torch.float64)
     assert torch.allclose(grid.warp(u), torch.tensor([0, 0.05, 0.1, 0.3, 1], dtype=torch.float64))
     solver = SOLVERS.build("heun", steps=3, grid=grid)
+    with pytest.raises(GenkitError, match="not 4"):
+        solver.paced(4).times()
     assert solver.solve(GaussianFlow.example().field(), torch.randn(2, 2, dtype=torch.float64)).nfe == 6
     with pytest.raises(GenkitError, match="has times for 3 steps, not 16: take steps 3, or fit"):
-        SOLVERS.build("heun", grid=grid).times()
+        SOLVERS.build("heun", grid=grid)
 
 
 @pytest.mark.parametrize(
