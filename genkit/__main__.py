@@ -106,6 +106,12 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--prompt", help="what is given of each sample, in the words of the data set")
     sample.add_argument("--task", help="of data with several kinds of rows")
     sample.add_argument(
+        "--resolution", type=int, metavar="SIDE", help="of images, where the model can change it (ambient)"
+    )
+    sample.add_argument(
+        "--points", type=int, metavar="N", help="of clouds, where the model can change it (ambient)"
+    )
+    sample.add_argument(
         "--guidance",
         metavar="SCALE",
         help="a scale, 1 is off; or such as '{name: interval, scale: 2, start: 0.3}'; see `genkit list guidances`",
@@ -336,6 +342,8 @@ def run_sample(arguments: argparse.Namespace) -> None:
             top_p=arguments.top_p,
             prompt=arguments.prompt,
             task=arguments.task,
+            resolution=arguments.resolution,
+            points=arguments.points,
             return_log_prob=bool(arguments.log_prob),
             divergence=arguments.divergence,
             probes=arguments.probes,
@@ -379,6 +387,7 @@ PARTICLES = ("compose", "beta", "particles", "divide-prior", "control", "model",
 OTHERS = (
     *("solver", "unmasker", "inverter", "temperature", "top-p", "prompt", "task", "guidance", "condition"),
     *("log-prob", "divergence", "probes"),
+    *("resolution", "points"),
 )
 
 

@@ -442,6 +442,20 @@ class Run:
             self._snapshots[path] = model.to(self.objective.device).eval().requires_grad_(False)
         return self._snapshots[path]
 
+    def sized(self, resolution: int | None = None, points: int | None = None) -> Objective:
+        """The model for images of this side, or clouds of so many points. Raises GenkitError for data and models that
+        have no such size."""
+        size = points if resolution is None else resolution
+        if size is None:
+            return self.objective
+        word, fits = ("points", self.spec.cloud) if resolution is None else ("resolution", self.spec.image)
+        if not fits or (resolution is not None and points is not None):
+            raise GenkitError(
+                f"{word} is not for '{self.spec.name}', whose samples are {self.spec.shape}: images have a resolution, "
+                "clouds of points a number of points"
+            )
+        return self.objective.resized(size)
+
     def sample(
         self,
         n: int,
@@ -456,6 +470,8 @@ class Run:
         guidance: Guidance | str | Mapping[str, Any] | float | None = None,
         prompt: str | None = None,
         task: str | None = None,
+        resolution: int | None = None,
+        points: int | None = None,
         seed: int = 0,
         return_log_prob: bool = False,
         divergence: str | None = None,
@@ -466,8 +482,10 @@ class Run:
         y: of a conditional model a class, a class for each sample, or None for all classes in turn; of one of K real
             values these, (n, K) for each sample, or None for the conditions of the test rows in turn.
         prompt, task: what is given of each sample, in the words of the data set (see its `given`).
+        resolution, points: the side of images, or the number of points of clouds, of models that can change it.
         divergence, probes: of the log-probability of flows of pairs (see `LikelihoodOptions`).
         """
+        objective = self.sized(resolution, points)
         sampler = self.sampler(
             solver=solver,
             unmasker=unmasker,
@@ -484,7 +502,7 @@ class Run:
                 )
             row = self.dataset.given(prompt or "", task)
             known["given"] = row.expand(max(n, 0), *row.shape)
-        return self.objective.sample(
+        return objective.sample(
             n,
             self.conditions(max(n, 0), y),
             sampler=sampler,

@@ -10,7 +10,7 @@ import abc
 import enum
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -96,6 +96,26 @@ class DataSpec:
     @property
     def cloud(self) -> bool:
         return len(self.shape) == 2
+
+    def resized(self, size: int) -> DataSpec:
+        """Of images of this side (the height; the width in proportion), or clouds of so many points.
+
+        Raises GenkitError for data that have no such size, and for a size that cannot be.
+        """
+        if not (self.image or self.cloud):
+            raise GenkitError(
+                f"'{self.name}' holds no images and no clouds of points, which can have another size"
+            )
+        if size < 1:
+            raise GenkitError(f"the size of a sample must be at least 1, not {size}")
+        if self.cloud:
+            return replace(self, shape=(size, self.shape[1]))
+        channels, height, width = self.shape
+        if size * width % height:
+            raise GenkitError(
+                f"images of {height}x{width} cannot be {size} high: their width would be {size * width / height:g}"
+            )
+        return replace(self, shape=(channels, size, size * width // height))
 
     @property
     def text(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -167,3 +168,45 @@ def test_continuous_objectives_refuse_symbols_without_order(
 
     recipe.write_text("data: moons\nobjective: masked_diffusion\n")
     refused(capsys, ["train", str(recipe), "--out", str(tmp_path / "run")], "real-valued", "flow_matching")
+
+
+# --- models of points --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["photo_patches", "shapes"])
+def pointwise(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of 8x8, or clouds of 24 points, trained point by point for two steps."""
+    place = tmp_path_factory.mktemp("points")
+    size = "size: 8" if request.param == "photo_patches" else "points: 24"
+    (place / "recipe.yaml").write_text(
+        f"data: {{name: {request.param}, n_train: 64, n_test: 16, {size}}}\n"
+        "objective: {name: ambient, points: 10}\n"
+        "model: {width: 16, depth: 1, heads: 2}\n"
+        "training: {steps: 2, batch_size: 8, warmup: 0, ema: 0.0}\n"
+    )
+    assert main(["train", str(place / "recipe.yaml"), "--out", str(place / "run")]) == 0
+    return place / "run"
+
+
+def test_points_are_sampled_at_another_size(
+    pointwise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = genkit.load(pointwise)
+    cloud = run.spec.cloud
+    size = ["--points", "40"] if cloud else ["--resolution", "12"]
+    argv = ["sample", str(pointwise), "-n", "3", "--steps", "1"]
+    assert main([*argv, *size, "--out", str(tmp_path / "x.npy")]) == 0
+    shape = (3, 40, 3) if cloud else (3, 1, 12, 12)
+    assert numpy.load(tmp_path / "x.npy").shape == shape
+    assert main([*argv, *size, "--out", str(tmp_path / "x.png")]) == 0
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    other = "--resolution" if cloud else "--points"
+    refused(
+        capsys, [*argv, other, "12"], f"{other[2:]} is not for '{run.spec.name}'", "images have a resolution"
+    )
+    refused(capsys, [*argv, size[0], "0"], "at least 1, not 0")
+    refused(capsys, [*argv, size[0], "12", "--beta", "2"], f"{size[0]} is not for particles")
+
+
+def test_other_models_have_one_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, ["sample", str(folder), "--resolution", "32"], "resolution is not for 'text:words.txt'")

@@ -1,6 +1,7 @@
 """What stands around the trunk: tokens of the data, stems in front, heads behind, conditioning beside.
 
 x (B, ...) ── Tokens.split ── (B, L, D) ── Stem ── (B, L, W) ── Transformer ── Head ── (B, L, D) ── Tokens.join
+points (B, Q, D) ── PointStem ── (B, Q, W) ── Reader of what the Transformer gives ── Head ── (B, Q, D)
 t (B,), y (B,) or (B, K), span ── Condition ── cond (B, W)
 """
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from genkit.backbone.transformer import modulate
+from genkit.backbone.transformer import MLP, ModelOptions, modulate, normalize, rotary, rotate
 from genkit.errors import GenkitError
 from genkit.types import DataSpec
 
@@ -69,6 +70,39 @@ class Coordinates(Tokens):
         return tokens[..., 0]
 
 
+class Grid(Tokens):
+    """Each place of an image (C, H, W) or a vector (D,) a token, of C values or of one.
+
+    positions: where it is in [-1, 1]^axes, the centre of a pixel: so grids of other sizes cover the same field.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape, axes = shape, shape[1:] if len(shape) > 1 else shape
+        self.length, self.dim = math.prod(axes), math.prod(shape) // math.prod(axes)
+        centres = [(2 * torch.arange(n) + 1) / n - 1 for n in axes]
+        self.positions = torch.cartesian_prod(*centres).reshape(self.length, len(axes))
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), self.dim, self.length).mT
+
+    def join(self, tokens: Tensor) -> Tensor:
+        return tokens.mT.reshape(len(tokens), *self.shape)
+
+
+class Cloud(Tokens):
+    """Points (length, dim) as they are, which have no order: all positions are 0."""
+
+    def __init__(self, length: int, dim: int) -> None:
+        self.shape, self.length, self.dim = (length, dim), length, dim
+        self.positions = torch.zeros(length, 1)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x
+
+    def join(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
 def tokens_of(spec: DataSpec, patch: int) -> Tokens:
     """The tokens of a data set: patches of images, coordinates of vectors."""
     if spec.image:
@@ -76,7 +110,8 @@ def tokens_of(spec: DataSpec, patch: int) -> Tokens:
     if len(spec.shape) == 1:
         return Coordinates(spec.shape)
     raise GenkitError(
-        f"data '{spec.name}' of shape {spec.shape}: images (C, H, W) and vectors (D,) are known"
+        f"data '{spec.name}' of shape {spec.shape}: images (C, H, W) and vectors (D,) are known here; clouds of points "
+        "(P, D) are for the objective 'ambient'"
     )
 
 
@@ -91,6 +126,64 @@ class Stem(nn.Module):
     def forward(self, tokens: Tensor, positions: slice | Tensor = slice(None)) -> Tensor:
         """`positions`: which of the learned positions the tokens have."""
         return self.proj(tokens) + self.position[positions]
+
+
+class PointStem(nn.Module):
+    """Values and where they are to the width of the trunk: (B, Q, D), (Q, A) or (B, Q, A) -> (B, Q, W).
+
+    The place is given, not learned, as cos and sin of pi 2^(j-1) c, j < octaves, of each of its coordinates c: so it
+    may lie between those that were trained on.
+    """
+
+    def __init__(self, dim: int, axes: int, octaves: int, width: int) -> None:
+        super().__init__()
+        self.value = nn.Linear(dim, width)
+        self.place = nn.Linear(2 * axes * octaves, width)
+        self.register_buffer("frequencies", math.pi * 2.0 ** (torch.arange(octaves) - 1), persistent=False)
+        self.frequencies: Tensor
+
+    def forward(self, values: Tensor, where: Tensor) -> Tensor:
+        angle = (where[..., None] * self.frequencies).flatten(-2)
+        return self.value(values) + self.place(torch.cat((angle.cos(), angle.sin()), dim=-1))
+
+
+class Reader(nn.Module):
+    """Points read tokens: cross-attention and an MLP, modulated and gated by the condition as in a layer of the trunk.
+
+    A point sees the tokens and not the other points, so what it gives does not depend on which others there are, and
+    the cost is linear in their number.
+    """
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__()
+        width, self.heads, self.theta = options.width, options.heads, options.rope_theta
+        self.modulation = nn.Linear(width, 6 * width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.q_norm = nn.RMSNorm(width // self.heads)
+        self.k_norm = nn.RMSNorm(width // self.heads)
+        self.out = nn.Linear(width, width)
+        self.mlp = MLP(options)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, points: Tensor, tokens: Tensor, cond: Tensor, *, at: Tensor, pos: Tensor) -> Tensor:
+        """points (B, Q, W), tokens (B, L, W), cond (B, W) -> (B, Q, W).
+
+        at: (Q, A) or (B, Q, A), where the points are among the positions `pos` (L, A) of the tokens.
+        """
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(cond))[:, None].chunk(
+            6, -1
+        )
+        q = self.q(modulate(points, shift_a, scale_a)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(F.layer_norm(tokens, tokens.shape[-1:])).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        q, k = (
+            rotate(normalize(x, norm), rotary(where, x.shape[-1], self.theta, x.dtype))
+            for x, norm, where in ((q, self.q_norm, at), (k.transpose(1, 2), self.k_norm, pos))
+        )
+        read = F.scaled_dot_product_attention(q, k.to(q.dtype), v.transpose(1, 2).to(q.dtype))
+        h = points + gate_a * self.out(read.transpose(1, 2).flatten(2))
+        return h + gate_m * self.mlp(modulate(h, shift_m, scale_m))
 
 
 class SymbolStem(nn.Module):

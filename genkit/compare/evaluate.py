@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from genkit.compare.control import Control, controlled
+from genkit.compare.sizes import resized, shown_size
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError
 from genkit.guidance import Guidance, build_guidance
@@ -52,6 +53,9 @@ class EvaluationOptions:
     control: what energies are sampled for with particles, expressions or mappings (see `genkit.compare.control`).
         control_on: the arms of a comparison for which that is done; null for all.
     scorer: an arm, or the folder of a run, with an exact likelihood, under which samples have a generative perplexity.
+    sizes: sides of images, or numbers of points of clouds, at which samples are judged by data of that size: sampled at
+        it where the model can do so, beside samples of its own size that are resized (see `genkit.compare.sizes`). They
+        take the most of `steps`.
     guidance: a scale, or a guidance with options; 1 is off. Arms without classes have none, but for `autoguidance`.
     likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs, one without noise of its own.
         divergence, probes, likelihood_tolerance: see `genkit.objectives.likelihood.LikelihoodOptions`; the tolerance is
@@ -68,6 +72,7 @@ class EvaluationOptions:
     control: list[str | dict[str, Any]] = field(default_factory=list)
     control_on: list[str] | None = None
     scorer: str | None = None
+    sizes: list[int] = field(default_factory=list)
     guidance: Guidance | str | float = 1.0
     likelihood_rows: int = 128
     likelihood: Solver | str = "heun"
@@ -82,6 +87,8 @@ class EvaluationOptions:
             raise GenkitError(f"evaluation: steps must be positive and distinct, not {self.steps}")
         if self.samples is not None and self.samples < 2:
             raise GenkitError(f"evaluation: samples must be at least 2 or null, not {self.samples}")
+        if len(set(self.sizes)) < len(self.sizes) or min(self.sizes, default=1) < 1:
+            raise GenkitError(f"evaluation: sizes must be positive and distinct, not {self.sizes}")
         for name in ("likelihood_rows", "probes", "batch_size"):
             if getattr(self, name) < 1:
                 raise GenkitError(f"evaluation: {name} must be positive, not {getattr(self, name)}")
@@ -131,8 +138,10 @@ class EvaluationOptions:
         return found
 
     def judge(self, dataset: Dataset, scorer: Scorer | None = None) -> Judge:
-        """Raises GenkitError for more samples than there are real rows."""
+        """Raises GenkitError for more samples than there are real rows, and for sizes that the data have not."""
         try:
+            for size in self.sizes:
+                dataset.resized(size)
             return Judge(dataset, self.samples, seed=self.seed, scorer=scorer)
         except GenkitError as error:
             raise GenkitError(f"evaluation: {error}") from None
@@ -225,6 +234,9 @@ def evaluate(
         shown |= held
         texts |= words
     result: dict[str, Any] = {"points": points, "floor": judge.floors(), "bits_per_dim": None, "texts": texts}
+    if options.sizes:
+        result["sizes"], held = at_sizes(run, options, judge, x, y, progress)
+        shown |= held
     if options.unmaskers and run.objective.samplers is UNMASKERS:
         result["unmasking"] = unmasking(run, options, judge, y, points, progress)
     if options.control and hasattr(run.objective, "log_density"):
@@ -265,6 +277,37 @@ def measured(
     seconds = time.perf_counter() - start
     cost = {"nfe": sample.nfe, **labels, "seconds": seconds, "tokens": sample.tokens}
     return cost | judge.samples(sample.x, y), sample.x
+
+
+def at_sizes(
+    run: Run, options: EvaluationOptions, judge: Judge, x: Tensor, y: Tensor | None, progress: Progress
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Figures at each of the sizes, by real data of it, and samples to show (see `shown_size`).
+
+    x: samples of the trained size. An entry has the figures of the model at that size, those of x resized as `resized`
+    (where the model has that one size only, they are all there is), and those of real data as `floor`.
+    """
+    found: list[dict[str, Any]] = []
+    shown: dict[str, Tensor] = {}
+    steps, sampler = samplers(run, options)[-1]
+    for size in options.sizes:
+        progress(f"sampling at size {size}")
+        theirs = Judge(run.dataset.resized(size), judge.count, seed=judge.seed)
+        spec = theirs.dataset.spec
+        other = resized(x, spec)
+        plain = theirs.samples(other, y)
+        point, sample = {"steps": steps, **plain}, other
+        if run.objective.any_size:
+            model = Run(run.folder, run.recipe, run.objective.resized(size), run.environment)
+            point, sample = measured(model, options, theirs, sampler, y, steps=steps)
+        sampled = run.objective.any_size
+        found.append({"size": size, "sampled": sampled, **point, "resized": plain, "floor": theirs.floors()})
+        real, _ = theirs.dataset.test.take(torch.arange(min(SHOWN_ROWS, judge.count)))
+        kinds = {"": sample, "resized": other, "real": real}
+        shown |= {
+            shown_size(size, what): rows[:SHOWN_ROWS] for what, rows in kinds.items() if sampled or what
+        }
+    return found, shown
 
 
 def unmasking(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
@@ -42,6 +43,8 @@ from genkit.compare.numbers import (
     over_runs,
     unit,
 )
+from genkit.compare.pictures import draw_cloud
+from genkit.compare.sizes import shown_size
 from genkit.errors import GenkitError
 from genkit.files import write_atomically
 
@@ -533,6 +536,68 @@ def trajectories(report: Json, out: Path) -> Figure | None:
     return fig
 
 
+# --- other sizes --------------------------------------------------------------------------------------
+
+
+@styled
+def sizes(report: Json, out: Path) -> Figure | None:
+    """Samples of each arm at its own size and at others, sampled there or resized, over real data of these sizes."""
+    spec = report["data"]["shape"]
+    entries = [arm["runs"][0].get("sizes") or [] for arm in report["arms"].values()]
+    if not entries[0] or len(spec) not in (2, 3):
+        return None
+    heads: list[Head] = []
+    for name, arm in report["arms"].items():
+        held = tensors(out / arm["runs"][0]["folder"] / "samples.safetensors")
+        own = held[shown_as(arm["runs"][0]["points"][-1])]
+        lines = [(f"size {own.shape[-1] if len(spec) == 3 else own.shape[1]}", own)]
+        for entry in arm["runs"][0]["sizes"]:
+            size = entry["size"]
+            if entry["sampled"]:
+                lines.append((f"{size} (sampled)", held[shown_size(size)]))
+            lines.append((f"{size} (resized)", held[shown_size(size, "resized")]))
+        heads.append((plain(name, 60), looks(report)[name].colour, lines))
+    real = [(f"size {entry['size']}", held[shown_size(entry["size"], "real")]) for entry in entries[0]]
+    heads.append(("real data", INK, real))
+    if len(spec) == 2:
+        return _cloud_rows(heads) if spec[1] == 3 else None
+    largest = max(images.shape[2] for _, _, lines in heads for _, images in lines)
+    common = [
+        (name, colour, [(label, _enlarged(images[:16], largest)) for label, images in lines])
+        for name, colour, lines in heads
+    ]
+    return _image_rows(common, {**report["data"], "shape": [spec[0], largest, largest * spec[2] // spec[1]]})
+
+
+def _enlarged(images: np.ndarray, height: int) -> np.ndarray:
+    """Images (N, C, h, w) at a height of which theirs is the nearest whole part, pixels as they are."""
+    rows, columns = (
+        np.arange(n) * side // n
+        for n, side in (
+            (height, images.shape[2]),
+            (height * images.shape[3] // images.shape[2], images.shape[3]),
+        )
+    )
+    return images[:, :, rows][:, :, :, columns]
+
+
+def _cloud_rows(heads: list[Head], count: int = 8) -> Figure:
+    """A row of clouds in space for each (caption, clouds (N, P, 3)) of each head."""
+    lines = [(name, colour, label, x[:count]) for name, colour, rows in heads for label, x in rows]
+    fig = Figure(figsize=(8.6, 0.95 * len(lines)), dpi=DPI, facecolor="white")
+    fig.subplots_adjust(0.14, 0.0, 1.0, 1.0, 0.0, 0.0)
+    axes = fig.subplots(len(lines), count, squeeze=False)
+    for line, (name, colour, label, clouds) in zip(axes, lines, strict=True):
+        line[0].text(-1.55, 0.25, name, color=colour, weight="bold", ha="right", va="bottom", fontsize=8.5)
+        line[0].text(-1.55, 0.15, label.replace(" (", "\n("), ha="right", va="top", fontsize=8)
+        for ax in line:
+            ax.set_axis_off()
+        for ax, cloud in zip(line, clouds, strict=False):
+            draw_cloud(ax, torch.from_numpy(cloud), size=1.6)
+            ax.set_axis_off()
+    return fig
+
+
 # --- particles ----------------------------------------------------------------------------------------
 
 
@@ -615,6 +680,7 @@ def save_figures(report: Json, out: Path) -> dict[str, Path]:
         "samples": samples(report, out),
         "density": density(report, out),
         "trajectories": trajectories(report, out),
+        "sizes": sizes(report, out),
         "control": control(report, out),
         "temperature": temperature(report),
         "bits_per_dim": bits_per_dim(report),

@@ -25,7 +25,16 @@ from genkit.recipe import read_yaml
 from genkit.registry import resolve_options
 
 PAPERS = Path(__file__).parents[2] / "recipes" / "papers"
-OF_RUNS = ("curvature", "transport_cost", "normalized_path_energy", "seconds", "tokens", "train", "control")
+OF_RUNS = (
+    "curvature",
+    "transport_cost",
+    "normalized_path_energy",
+    "seconds",
+    "tokens",
+    "train",
+    "control",
+    "sizes",
+)
 Verdict = Literal["holds", "does not hold", "undecided"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,9 +43,9 @@ def suffix(shown: Shown) -> str:
 def save_samples(x: Tensor, shown: Shown, spec: DataSpec, path: Path, **beside: Tensor) -> None:
     """Samples as the data set stores them, and as they are shown -> a file of the kind of its ending.
 
-    .png: a grid of images, or points. .txt: texts, with a line between them. .wav: sounds one after the other.
-    .npy, .safetensors: the samples as stored, in the latter with the arrays beside them. Raises GenkitError where there
-    is nothing of the kind.
+    .png: a grid of images, points, or clouds in space. .txt: texts, with a line between them. .wav: sounds one after
+    the other. .npy, .safetensors: the samples as stored, in the latter with the arrays beside them. Raises GenkitError
+    where there is nothing of the kind.
     """
     buffer = io.BytesIO()
     if path.suffix == ".npy":
@@ -66,6 +67,8 @@ def save_samples(x: Tensor, shown: Shown, spec: DataSpec, path: Path, **beside: 
         draw_grid(shown.images, shown.levels, buffer)
     elif path.suffix == ".png" and spec.shape == (2,):
         draw_points(x, spec, buffer)
+    elif path.suffix == ".png" and spec.cloud and spec.shape[1] == 3:
+        draw_clouds(x, buffer)
     else:
         raise GenkitError(
             f"samples of '{spec.name}' are no {KINDS[path.suffix]}: write {suffix(shown)} or .npy"
@@ -89,6 +92,36 @@ def draw_points(x: Tensor, spec: DataSpec, buffer: io.BytesIO) -> None:
     axes.scatter(x[:, 0], x[:, 1], s=4, alpha=0.5, linewidths=0)
     axes.set(title=f"{len(x)} samples of {spec.name}", xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
     figure.savefig(buffer, dpi=120, format="png")
+
+
+def draw_clouds(x: Tensor, buffer: io.BytesIO) -> None:
+    """The first 64 clouds (N, P, 3), all seen from one side and in one scale, nearer points darker."""
+    from matplotlib.figure import Figure
+
+    x = x[:64]
+    columns = math.ceil(math.sqrt(len(x)))
+    lines = math.ceil(len(x) / columns)
+    figure = Figure(figsize=(1.6 * columns, 1.6 * lines))
+    figure.subplots_adjust(0, 0, 1, 1, 0, 0)
+    for axes, cloud in zip(figure.subplots(lines, columns, squeeze=False).flat, x, strict=False):
+        draw_cloud(axes, cloud)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    figure.savefig(buffer, dpi=100, format="png")
+
+
+def draw_cloud(axes: Any, cloud: Tensor, size: float = 4.0) -> None:
+    """A cloud (P, 3) in a panel, from a little above, nearer points darker; what is over 1.4 from the middle is cut."""
+    turn, tilt = math.radians(30), math.radians(25)
+    x, y, z = cloud.double().unbind(1)
+    across = math.cos(turn) * x + math.sin(turn) * y
+    depth = math.cos(turn) * y - math.sin(turn) * x
+    up, near = math.cos(tilt) * z + math.sin(tilt) * depth, math.sin(tilt) * z - math.cos(tilt) * depth
+    order = near.argsort()
+    axes.scatter(
+        across[order], up[order], c=near[order], cmap="Blues", vmin=-2.0, vmax=1.0, s=size, linewidths=0
+    )
+    axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal", xticks=[], yticks=[])
 
 
 def grid(x: Tensor, levels: int) -> Tensor:

@@ -45,6 +45,7 @@ from genkit.compare.numbers import (
     over_runs,
     seeds,
     spent,
+    stat,
     tokens,
     unit,
 )
@@ -239,6 +240,26 @@ def control_rows(report: Json) -> dict[str, Rows]:
         }
         if rows:
             found[name] = Rows(heads, rows)
+    return found
+
+
+def size_rows(report: Json) -> dict[int, Rows]:
+    """For each size at which samples were judged, the figures of each arm at that size."""
+    found: dict[int, Rows] = {}
+    sizes = [entry["size"] for entry in next(iter(report["arms"].values()))["runs"][0].get("sizes") or ()]
+    for i, size in enumerate(sizes):
+        runs = {name: [run["sizes"][i] for run in arm["runs"]] for name, arm in report["arms"].items()}
+        known = [m for m in measures(report) if all(m.key in entry for one in runs.values() for entry in one)]
+        rows, real = {}, {}
+        for name, entries in runs.items():
+            ways = {f"{name}, resized": [entry["resized"] for entry in entries]}
+            if entries[0]["sampled"]:
+                ways = {f"{name}, sampled": entries, **ways}
+            for row, values in ways.items():
+                over = [stat(value[m.key] for value in values) for m in known]
+                rows[row] = [Cell("–") if one is None else Cell(number(one.mean), one.error) for one in over]
+            real["real data"] = [Cell(number(entries[0]["floor"][m.key])) for m in known]
+        found[size] = Rows([m.name for m in known], {**rows, **real})
     return found
 
 
@@ -454,6 +475,9 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
         for name, arm in report["arms"].items():
             print_points(console, f"Answers of {name}", arm["runs"][0]["points"], report["floor"])
         console.print()
+    for size, rows in size_rows(report).items():
+        print_columns(console, f"At size {size}", "arm", rows.heads, rows.arms)
+        console.print()
     console.print(Text(main_note(report), style="dim"))
     console.print(Text(headline(report)))
     if page is not None:
@@ -610,6 +634,7 @@ def html(
             name: (rows, dict.fromkeys(rows.arms, looks(report)[name]))
             for name, rows in control_rows(report).items()
         },
+        sizes=size_rows(report),
         texts=texts,
         sounds=sounds,
         answers=answers,

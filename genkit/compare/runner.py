@@ -383,6 +383,8 @@ def evaluated(
     extractor = PINNED.get(pinned(run.spec) or "")
     plugins = plugins_behind({*judge.names, *names_in(plain)})
     made_from = [run.hash, run.dataset.hash, plain, extractor, judge.names, plugins]
+    for spec in (run.dataset.resized(size).spec for size in options.sizes):
+        made_from.append(PINNED.get(pinned(spec) or ""))
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     path, samples = run.folder / "evaluation.json", run.folder / "samples.safetensors"
     kept = kept_evaluation(path, samples, key)

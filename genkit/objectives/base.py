@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from genkit.backbone import ModelOptions, Transformer, tokens_of
+from genkit.backbone import ModelOptions, Tokens, Transformer, tokens_of
 from genkit.data.base import Split
 from genkit.errors import GenkitError
 from genkit.guidance import GUIDANCES, Guidance
@@ -36,10 +36,12 @@ class Objective(nn.Module, abc.ABC):
     samplers: the registry of what samples are made with (solvers, unmaskers, inverters); None where there is no choice.
     default_sampler: what they are made with when nothing is said.
     generates: whether it makes samples; a codec does not.
+    any_size: whether samples may be of another size than the data's, by `resized`.
     predicts: what guidance has to combine.
     """
 
     generates: ClassVar[bool] = True
+    any_size: ClassVar[bool] = False
     predicts: ClassVar[Predicted] = "field"
     samplers: ClassVar[Registry[Any] | None] = None
     default_sampler: str = ""
@@ -58,9 +60,23 @@ class Objective(nn.Module, abc.ABC):
         self.classes = spec.classes if self.conditional else None
         self.condition_dims = spec.condition if self.conditional else None
         self.label_dropout = label_dropout
-        self.tokens = tokens_of(spec, model.patch)
+        self.tokens = self.cut(spec, model)
         self.register_buffer("positions", self.tokens.positions, persistent=False)
         self.backbone = Transformer(model)
+
+    def cut(self, spec: DataSpec, model: ModelOptions) -> Tokens:
+        """The tokens of the backbone. Raises GenkitError for data of a shape that this objective does not take."""
+        return tokens_of(spec, model.patch)
+
+    def resized(self, size: int) -> Objective:
+        """The same weights, which sample images of this side, or clouds of so many points.
+
+        Raises GenkitError where samples have the size of the data.
+        """
+        raise GenkitError(
+            f"a model of {type(self).__name__} makes samples of the size of its data only, {self.spec.shape}: those of "
+            "the objective 'ambient' may have another"
+        )
 
     def check_teacher(self, teacher: Any) -> None:
         """Raises GenkitError for a teacher that does not fit, and for none where one is needed."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genkit.backbone import Condition, Head, ModelOptions, Stem
 from genkit.data.views import Continuous
@@ -56,7 +56,7 @@ class Flow(Objective):
         self.view: Continuous = Continuous(spec, noise=noise, sigma=sigma)
         self.path: Path = PATHS.build(path)
         self.times: Times = TIMES.build(times)
-        self.stem = Stem(self.tokens, model.width)
+        self.stem: nn.Module = Stem(self.tokens, model.width)
         self.condition = Condition(model.width, classes=self.classes, values=self.condition_dims, time=True)
         self.head = Head(model.width, self.tokens.dim)
 
@@ -147,7 +147,7 @@ class Flow(Objective):
             solution = solver.solve(field, x0, generator=generator)
             x, nfe, rows = solution.x, solution.nfe, field.predict.rows
         tokens = rows / n * self.call * self.tokens.length
-        return Sample(self.view.decode(finite(x)), nfe, tokens, log_prob)
+        return Sample(self.decode(finite(x)), nfe, tokens, log_prob)
 
     @torch.no_grad()
     def trajectory(
@@ -163,6 +163,10 @@ class Flow(Objective):
         x0 = self.start(n, generator=generator)
         field = self.field(self.labels(n, y))
         return solver.solve(field, x0, generator=generator, keep=True).trajectory, solver.times(field)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The states (n, ...) at t=1 as the data set stores its rows."""
+        return self.view.decode(x)
 
     def start(self, n: int, *, generator: Generator = None) -> Tensor:
         """n samples of the source (n, ...)."""
