@@ -1,30 +1,32 @@
-"""Guidance on digits: Fréchet distance and judge accuracy against scale, each guidance at the same cost.
+"""Guidance: Fréchet distance and the judge's accuracy against scale, each guidance at the same cost.
 
-A conditional flow with snapshots and a normalizing flow are trained in --out, where they are not there yet. Of the
-flow each row has the most Heun steps whose evaluations of the network, doubled ones twice, are within --budget. Of
-the normalizing flow all rows cost the same, twice the unguided one.
+RUN: trained conditional flows, of pairs or normalizing ones, of data with a judge; without one a flow with snapshots is
+trained on digits, in runs/benchmarks/guidance. Of a flow of pairs each row has the most Heun steps whose evaluations
+of the network, doubled ones twice, are within --budget; of a normalizing flow all cost the same.
 
-nice -n 15 python benchmarks/guidance.py [--samples 720 --seeds 3 --scales 1.5 2 3 5]
+python benchmarks/guidance.py [RUN...] [--samples 360 --seeds 3 --scales 1.5 2 3]
 """
 
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 
 import torch
 from _timing import arguments, publish
 
+import genkit
 from genkit.metrics import METRICS
 from genkit.randomness import keyed_generator
 from genkit.recipe import Recipe, train
 
-SNAPSHOTS = (50, 200)
 CONFIG = {
     "data": "digits",
     "model": {"width": 64, "depth": 3, "heads": 2, "patch": 2},
-    "training": {"steps": 800, "batch_size": 64, "lr": 2e-3, "warmup": 50, "ema": 0.99},
-}
+    "objective": "flow_matching",
+    "training": {
+        "steps": 800, "batch_size": 64, "lr": 2e-3, "warmup": 50, "ema": 0.99, "snapshots": [50, 200]
+    },
+}  # fmt: skip
 FLOW = {
     "classifier_free": {"name": "classifier_free"},
     "interval 0.25-0.75": {"name": "interval", "start": 0.25, "stop": 0.75},
@@ -33,7 +35,6 @@ FLOW = {
     "rescaled, phi 0.7": {"name": "rescaled", "phi": 0.7},
     "ratio_aware, decay 1": {"name": "ratio_aware", "decay": 1.0},
     "ratio_aware, decay 4": {"name": "ratio_aware", "decay": 4.0},
-    **{f"autoguidance, step {n}": {"name": "autoguidance", "checkpoint": n} for n in SNAPSHOTS},
 }
 AFFINE = {
     "classifier_free": {"name": "classifier_free"},
@@ -45,30 +46,36 @@ CHUNK = 120  # samples of a batch
 
 
 def extend(parser):
-    parser.add_argument("--samples", type=int, default=720)
+    parser.add_argument("runs", nargs="*", help="run folders")
+    parser.add_argument("--samples", type=int, default=360)
     parser.add_argument("--seeds", type=int, default=3, help="of the noise")
-    parser.add_argument("--scales", type=float, nargs="+", default=(1.5, 2.0, 3.0, 5.0))
+    parser.add_argument("--scales", type=float, nargs="+", default=(1.5, 2.0, 3.0))
     parser.add_argument("--budget", type=int, default=32, help="evaluations of the flow's network a sample")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/guidance"))
 
 
 def main() -> None:
     options = arguments(__doc__.partition("\n")[0], extend)
     rows = []
-    for name, each in (("flow_matching", FLOW), ("normalizing_flow", AFFINE)):
-        training = CONFIG["training"] | ({"snapshots": SNAPSHOTS} if name == "flow_matching" else {})
-        model = {"name": name} | ({"spans": 3} if name == "normalizing_flow" else {})
-        recipe = Recipe.resolve(CONFIG | {"objective": model, "training": training})
-        run = train(recipe, options.out / name).to(options.device)
+    runs = [genkit.load(folder) for folder in options.runs]
+    for run in runs or [train(Recipe.resolve(CONFIG), "runs/benchmarks/guidance")]:
+        run.to(options.device)
         rows += [measured(run, "none", 1.0, options)]
-        for words, entry in each.items():
-            rows += [measured(run, words, scale, options, **entry) for scale in options.scales]
+        for scale in options.scales:
+            rows += [measured(run, words, scale, options, **entry) for words, entry in guidances(run).items()]
     publish(
         "guidance",
-        f"Guidance on digits, {options.samples} samples, {options.seeds} seeds",
+        f"Guidance, {options.samples} samples, {options.seeds} seeds",
         rows,
         options.json,
     )
+
+
+def guidances(run):
+    if run.objective.predicts != "field":
+        return AFFINE
+    return FLOW | {
+        f"autoguidance, step {n}": {"name": "autoguidance", "checkpoint": n} for n in run.snapshots
+    }
 
 
 def measured(run, words, scale, options, **entry):
