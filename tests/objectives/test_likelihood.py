@@ -325,7 +325,7 @@ def test_too_few_steps_are_told(solver: str, steps: int, tolerance: float) -> No
     with pytest.warns(UserWarning, match=rf"with {steps} steps of {solver}: for {tolerance:g} take") as found:
         assert error(steps, tolerance) > tolerance
     enough = int(str(found[0].message).split(" take ")[1].split(",")[0])
-    assert tolerance / 4 < error(enough, None) < 3 * tolerance
+    assert tolerance / 40 < error(enough, None) < 2 * tolerance
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         error(2 * enough, tolerance)
