@@ -274,6 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         return fail(f"cannot read or write{where}: {error.strerror or error}")
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        if not too_large(error):
+            raise
+        reason = (str(error) or "MemoryError").splitlines()[0]
+        return fail(f"a size is larger than this machine has memory for: {reason}")
     except KeyboardInterrupt:
         print(
             "genkit: stopped; what was trained is kept, and the same command goes on from there",
@@ -287,6 +292,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 143
     return status or 0
+
+
+def too_large(error: Exception) -> bool:
+    """Whether an error is that of an allocation; torch raises several kinds."""
+    words = ("can't allocate memory", "out of memory", "calculation overflowed", "Overflow when unpacking")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def fail(message: str) -> int:

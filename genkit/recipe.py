@@ -95,7 +95,7 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
     try:
         config = OmegaConf.load(path)
         check_plain(OmegaConf.to_container(config), str(path))
-        plain = override(config, overrides)
+        plain = override(config, overrides, f"{path}: ")
     except GenkitError:
         raise
     except FileNotFoundError:
@@ -112,27 +112,31 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
     return plain
 
 
-def override(config: Any, overrides: Iterable[str]) -> Any:
+def override(config: Any, overrides: Iterable[str], where: str = "") -> Any:
     """`config` with `key=value` laid over it, as plain data; `${section.key}` stands for another value of it.
 
-    Raises GenkitError for what is not of that form, and what is no plain data.
+    Raises GenkitError for what is not of that form, what is no plain data, and a value that is not there; where: before
+    its message.
     """
     config = OmegaConf.create(config)
     check_plain(OmegaConf.to_container(config))
     for text in overrides:
         key, equals, _ = text.partition("=")
-        if not equals or not key.strip(".="):
+        if not equals or not re.fullmatch(
+            r"[^.\[\]]+(\.[^.\[\]]+)*", key
+        ):  # of other keys OmegaConf loses parts
             raise GenkitError(f"an override is key=value, such as training.steps=500, not '{text}'")
         try:
             given = OmegaConf.from_dotlist([text])
             check_plain(OmegaConf.to_container(given))
-            if not given:  # a key that OmegaConf takes for none
-                raise GenkitError("its key is no name, or several with dots between them")
             config = OmegaConf.merge(config, given)
         except Exception as error:  # OmegaConf's, and those of the YAML reader for the value
             detail = " ".join(str(error).split())
             raise GenkitError(f"the override '{text}' cannot be applied: {detail}") from None
-    return OmegaConf.to_container(config, resolve=True)
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise GenkitError(f"{where}{str(error).splitlines()[0]}") from None
 
 
 def check_plain(value: Any, where: str = "") -> None:

@@ -174,6 +174,11 @@ def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
         ("trainning.steps=10", "no section 'trainning'"),
         ("training=5", "training must be a mapping|training"),
         ("objective.coupling=otp", "no coupling 'otp'"),
+        ("training[0=5", "an override is key=value"),
+        ("training..steps=5", "an override is key=value"),
+        ("[=5", "an override is key=value"),
+        ("training.lr=${oc.env:HOME}", "is no \\${section.key}"),
+        ("training.lr=${nowhere}", "my.yaml: .*nowhere"),
         ("training.steps=[", r"the override 'training.steps=\[' cannot be applied"),
     ],
 )

@@ -459,6 +459,17 @@ def test_data_that_weights_declare_take_no_memory(run: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
+    "override",
+    ["model.width=4611686018427387904", "model.mlp_ratio=1e16", "data.n_train=4611686018427387904"],
+)
+def test_sizes_that_no_machine_has(override: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    argv = ["train", str(tmp_path / "r.yaml"), override, "--out", str(tmp_path / "run")]
+    assert "larger than this machine has memory for" in told(capsys, argv)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"\0\0\x08\x03" + b"\x7f\xff\xff\xff" * 3, "is damaged"),

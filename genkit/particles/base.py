@@ -161,7 +161,7 @@ class Model(Density):
     """
 
     def __init__(self, objective: Any, label: int | None = None) -> None:
-        if not hasattr(objective, "log_density"):
+        if not (hasattr(objective, "log_density") and hasattr(objective, "path")):  # a flow has but the first
             raise GenkitError(
                 f"{type(objective).__name__} has no energy, which particles need: distil one from it with the "
                 "objective energy"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genkit.backbone import ModelOptions
 from genkit.errors import GenkitError
 from genkit.objectives import OBJECTIVES
 from genkit.objectives.rewards import Reward
@@ -240,6 +241,10 @@ def test_a_trained_energy_runs_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: Model(OBJECTIVES.build("normalizing_flow", DataSpec("x", (2,)), ModelOptions(width=12))),
+            "NormalizingFlow has no energy",
+        ),
         (
             lambda: Model(nn.Linear(2, 2)),
             "Linear has no energy.* distil one from it with the objective energy",
