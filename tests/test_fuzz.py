@@ -251,12 +251,16 @@ def test_overrides(which: int, overrides: list[str]) -> None:
     whole(Path("run"), status)
 
 
-EVALUATION = resolve_options(
-    EvaluationOptions,
-    {"samples": 8, "steps": [1], "batch_size": 8, "likelihood_rows": 2, "probes": 2, "solver": "euler"}
-    | {"unmaskers": [], "control": []},
-    "evaluation",
-)
+EVALUATION = {
+    key: value
+    if isinstance(value, (int, float, str, list, dict, type(None)))
+    else []  # the default of a list
+    for key, value in resolve_options(
+        EvaluationOptions,
+        {"samples": 8, "steps": [1], "batch_size": 8, "likelihood_rows": 2, "probes": 2, "solver": "euler"},
+        "evaluation",
+    ).items()
+}
 
 
 @pytest.mark.slow
