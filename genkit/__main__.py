@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import GenkitError, Terminated, choose
-from genkit.processes import rank
+from genkit.processes import rank, together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -326,6 +326,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     print(f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s{hint}")
 
 
+@together()
 def run_sample(arguments: argparse.Namespace) -> None:
     from genkit.compare.pictures import SUFFIXES, save_samples, suffix, writable
     from genkit.recipe import load
@@ -364,6 +365,8 @@ def run_sample(arguments: argparse.Namespace) -> None:
         if sample.log_prob is not None:
             arrays, words = log_probabilities(sample.log_prob)
             how += f", {words}"
+    if rank():
+        return
     shown = run.show(x.cpu())
     out = arguments.out or Path("samples").with_suffix(suffix(shown))
     save_samples(x.cpu(), shown, run.spec, out, **arrays)
@@ -452,6 +455,7 @@ def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[st
     return target.decode(found.draw(arguments.n, generator=generator)), how
 
 
+@together()
 def run_evaluate(arguments: argparse.Namespace) -> None:
     from genkit.compare.evaluate import EvaluationOptions
     from genkit.compare.report import print_evaluation
@@ -468,7 +472,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     check_likelihood(run, given)
     with listening() as listener:
         result = evaluated(run, options, listener)
-    print_evaluation(run.name, result)
+    if rank() == 0:
+        print_evaluation(run.name, result)
 
 
 LIKELIHOOD = ("likelihood", "likelihood_rows", "likelihood_tolerance", "divergence", "probes")
@@ -529,7 +534,7 @@ def compared(comparison: Comparison, arguments: argparse.Namespace) -> tuple[dic
         report = compare(comparison, out, seeds=arguments.seeds, listener=listener, device=where)
         report |= verdicts(comparison, report)
         listener.message("report", "drawing")
-        return report, write_report(report, out)
+        return report, out / "report.html" if rank() else write_report(report, out)
 
 
 def run_benchmark(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The processes of a run: which one this is, and that only one run at a time writes to a folder."""
+"""The processes of a run: which one this is, how they meet, and that only one run at a time writes to a folder."""
 
 from __future__ import annotations
 
@@ -30,6 +30,52 @@ def rank() -> int:
         if name in os.environ and (name != "SLURM_PROCID" or "SLURM_JOB_ID" in os.environ):
             return int(os.environ[name])
     return max(int(os.environ.get(name, "0")) for name in OF_NODE)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """The processes that torchrun or SLURM started meet, for what they do between them (see `parts`); alone where there
+    is one. Raises GenkitError when they cannot."""
+    size = int(os.environ.get("WORLD_SIZE") or (slurm("NTASKS") or 1))
+    if size == 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    if distributed.is_initialized():
+        yield
+        return
+    local = int(os.environ.get("LOCAL_RANK") or slurm("LOCALID") or 0)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+    try:
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", rank=rank(), world_size=size
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise GenkitError(
+            f"the {size} processes cannot meet: {reason}; torchrun sets MASTER_ADDR and MASTER_PORT, under SLURM "
+            "they are to be exported"
+        ) from None
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def slurm(name: str) -> str | None:
+    return os.environ.get(f"SLURM_{name}") if "SLURM_JOB_ID" in os.environ else None
+
+
+def parts() -> tuple[int, int]:
+    """This process's number among those that have met, and how many: (0, 1) alone."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 @contextmanager

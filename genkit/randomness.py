@@ -41,7 +41,11 @@ class RankGenerator(torch.Generator):
     ) -> RankGenerator:
         """`common` is keyed_generator(seed, *key, 0), what a single process has."""
         common, own = (keyed_generator(seed, *key, r, device=device) for r in (0, rank))
-        made = cls(device)
+        return cls.of(common, own, rank, world)
+
+    @classmethod
+    def of(cls, common: torch.Generator, own: torch.Generator, rank: int, world: int) -> RankGenerator:
+        made = cls(common.device)
         made.manual_seed(own.initial_seed())
         made.common, made.rank, made.world = common, rank, world
         return made

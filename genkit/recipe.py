@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor
+from torch import Tensor, distributed
 
 from genkit.backbone import ModelOptions
 from genkit.data.base import DATASETS, Codec, Dataset, Shown
@@ -36,8 +36,8 @@ from genkit.objectives import OBJECTIVES, Objective
 from genkit.objectives.base import SAME
 from genkit.particles import Target
 from genkit.particles.expression import build_target
-from genkit.processes import locked, rank
-from genkit.randomness import keyed_generator
+from genkit.processes import locked, parts, rank
+from genkit.randomness import RankGenerator, keyed_generator
 from genkit.registry import (
     how_to_load,
     load_installed,
@@ -506,13 +506,14 @@ class Run:
                 )
             row = self.dataset.given(prompt or "", task)
             known["given"] = row.expand(max(n, 0), *row.shape)
-        return objective.sample(
+        return draw(
+            objective,
             n,
             self.conditions(max(n, 0), y),
+            generator=keyed_generator(seed, "sample", device=self.objective.device),
             sampler=sampler,
             guidance=self.guidance(guidance),
             return_log_prob=return_log_prob,
-            generator=keyed_generator(seed, "sample", device=self.objective.device),
             **known,
         )
 
@@ -574,6 +575,51 @@ class Run:
         """Log-probability (B,) in nats of data as the data set stores them; `options` go to the objective."""
         generator = keyed_generator(seed, "log_prob", device=self.objective.device)
         return self.objective.log_prob(x, y, generator=generator, **options)
+
+
+def draw(
+    objective: Objective,
+    n: int,
+    y: Tensor | None,
+    *,
+    generator: torch.Generator,
+    given: Tensor | None = None,
+    **options: Any,
+) -> Sample:
+    """`Objective.sample`, of which each of several processes does its part of the rows; all have all of them.
+
+    They are the rows of one process, but for rounding, where solvers choose their steps by the rows of a batch, and
+    where symbols are drawn one after the other: there each part draws its own. n that does not divide among the
+    processes is drawn by each.
+    """
+    index, count = parts()
+    if count == 1 or n % count:
+        known: dict[str, Any] = {} if given is None else {"given": given}
+        return objective.sample(n, y, generator=generator, **known, **options)
+    rows = slice(index * n // count, (index + 1) * n // count)
+    known = {} if given is None else {"given": given[rows]}
+    own = keyed_generator(generator.initial_seed(), "part", index, device=generator.device)
+    found = objective.sample(
+        n // count,
+        None if y is None else y[rows],
+        generator=RankGenerator.of(generator, own, index, count),
+        **known,
+        **options,
+    )
+    log_prob = found.log_prob
+    if log_prob is not None:
+        stderr, values = (
+            None if part is None else joined(part) for part in (log_prob.stderr, log_prob.count)
+        )
+        log_prob = LogProb(joined(log_prob.value), log_prob.kind, stderr, values)
+    return Sample(joined(found.x), found.nfe, found.tokens, log_prob)
+
+
+def joined(rows: Tensor) -> Tensor:
+    """The rows of all processes, in their order."""
+    found = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(found, rows.contiguous())
+    return torch.cat(found)
 
 
 def load(

@@ -29,7 +29,7 @@ from genkit.metrics import Judge, Scorer
 from genkit.objectives import Objective
 from genkit.objectives.likelihood import Divergence, LikelihoodOptions
 from genkit.randomness import keyed_generator
-from genkit.recipe import Recipe, Run, load
+from genkit.recipe import Recipe, Run, draw, load
 from genkit.solvers import SOLVERS, Solver
 from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
@@ -415,7 +415,8 @@ def sample_in_batches(
         return {} if prompts is None else {"given": prompts[part]}
 
     parts = [
-        run.objective.sample(
+        draw(
+            run.objective,
             len(part),
             None if y is None else y[part],
             sampler=sampler,

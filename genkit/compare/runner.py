@@ -39,6 +39,7 @@ from genkit.guidance import build_guidance
 from genkit.metrics import Judge
 from genkit.metrics.extractor import PINNED, pinned
 from genkit.objectives import Objective
+from genkit.processes import rank
 from genkit.randomness import keyed_generator
 from genkit.recipe import (
     KEYS,
@@ -393,9 +394,10 @@ def evaluated(
     result, shown = evaluate(
         run, options, judge, progress=lambda text: listener.message(run.name, text) if listener else None
     )
-    write_atomically(samples, lambda file: file.write(save(shown, metadata={"key": key})))
-    kept = {"key": key, "options": plain, "extractor_hash": extractor, "result": result}
-    write_json(path, {**kept, "hash": result_hash(json.loads(json.dumps(result)))})
+    if rank() == 0:
+        write_atomically(samples, lambda file: file.write(save(shown, metadata={"key": key})))
+        kept = {"key": key, "options": plain, "extractor_hash": extractor, "result": result}
+        write_json(path, {**kept, "hash": result_hash(json.loads(json.dumps(result)))})
     return result
 
 
@@ -450,7 +452,8 @@ def save_data(run: Run, out: Path, options: EvaluationOptions) -> list[str] | No
     if run.objective.source is not None and run.spec.shape == (2,) and not run.spec.levels:
         content["source"] = run.objective.source.sample(x, generator=keyed_generator(options.seed, "source"))
     content = {name: value.contiguous() for name, value in content.items()}
-    write_atomically(out / "data.safetensors", lambda file: file.write(save(content)))
+    if rank() == 0:
+        write_atomically(out / "data.safetensors", lambda file: file.write(save(content)))
     return texts.get("test")
 
 
@@ -458,5 +461,5 @@ def in_turn(y: Tensor) -> Tensor:
     """Row numbers such that the classes y (N,) come in turn, as long as each has rows."""
     order = y.argsort(stable=True)
     counts = torch.bincount(y)
-    rank = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[order]]  # of a row within its class
-    return order[(rank * len(counts) + y[order]).argsort()]
+    place = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[order]]  # of a row within its class
+    return order[(place * len(counts) + y[order]).argsort()]

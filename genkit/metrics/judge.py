@@ -110,7 +110,7 @@ class Judge:
         return found
 
     def log_probs(self, parts: Iterable[LogProb]) -> dict[str, dict[str, Any]]:
-        metrics = {name: METRICS.build(name, self.dataset.spec) for name in self._reading("log_prob")}
+        metrics = {name: self._built(name) for name in self._reading("log_prob")}
         for part in parts:
             for metric in metrics.values():
                 metric.update(part)
@@ -119,7 +119,7 @@ class Judge:
     def trajectories(self, states: Sequence[Tensor], times: Tensor) -> dict[str, float]:
         found: dict[str, float] = {}
         for name in self._reading("trajectory"):
-            metric = METRICS.build(name, self.dataset.spec)
+            metric = self._built(name)
             metric.update(states, times)
             found |= numbers(metric.compute())
         return found
@@ -143,7 +143,7 @@ class Judge:
     @cached_property
     def _filled(self) -> dict[str, DataMetric]:
         """Metrics that know the real data."""
-        found = {name: METRICS.build(name, self.dataset.spec) for name in self._reading("samples", "parts")}
+        found = {name: self._built(name) for name in self._reading("samples", "parts")}
         test, y = self._rows("test", self.count)
         for metric in found.values():
             if metric.reads == "samples":
@@ -163,7 +163,7 @@ class Judge:
 
     def _alone(self, x: Tensor, y: Tensor | None) -> dict[str, float]:
         """Metrics that compare rows with nothing: of the rows, and of their probabilities to the scorer."""
-        metrics = {name: METRICS.build(name, self.dataset.spec) for name in self._reading("rows", "scored")}
+        metrics = {name: self._built(name) for name in self._reading("rows", "scored")}
         scores = list(self.scorer(x, y)) if self.scorer is not None else []
         for metric in metrics.values():
             for part in [x] if metric.reads == "rows" else scores:
@@ -172,15 +172,21 @@ class Judge:
 
     def _answered(self, x: Tensor) -> dict[str, float]:
         """Metrics of rows x as answers to `prompts`."""
-        metrics = {name: METRICS.build(name, self.dataset.spec) for name in self._reading("answers")}
+        metrics = {name: self._built(name) for name in self._reading("answers")}
         for metric in metrics.values():
             metric.update(x, self._rows("test", self.count)[0], self.dataset)
         return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     def _labelled(self, name: str, x: Tensor, y: Tensor) -> float:
-        metric = METRICS.build(name, self.dataset.spec)
+        metric = self._built(name)
         metric.update(x, y)
         return float(metric.compute())
+
+    def _built(self, name: str) -> DataMetric:
+        """A metric of rows that each process has all of, so that none are to be added."""
+        metric = METRICS.build(name, self.dataset.spec)
+        metric.distributed_available_fn = alone
+        return metric
 
     def _reading(self, *kinds: str) -> Iterator[str]:
         return (name for name in self.names if METRICS.get(name).reads in kinds)
@@ -197,6 +203,11 @@ class Judge:
         order = torch.randperm(len(split), generator=keyed_generator(self.seed, "judge", part))
         x, y = split.take(order[:count])
         return x.cpu(), None if y is None else y.cpu()
+
+
+def alone() -> bool:
+    """Whether there are other processes with rows of their own."""
+    return False
 
 
 def feed(metric: DataMetric, x: Tensor, y: Tensor | None, *, real: bool) -> None:

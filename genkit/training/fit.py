@@ -102,6 +102,7 @@ def fit(
     """
     trainer, identity = trainer or TrainerOptions(), dict(made_from or {})
     quiet()
+    check_sharded(trainer, options)
     begun = time.perf_counter()
     objective.setup(split, teacher)
     setup_seconds = time.perf_counter() - begun
@@ -206,6 +207,19 @@ def build_trainer(
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise GenkitError(f"trainer: {error}") from error
+
+
+def check_sharded(trainer: TrainerOptions, options: TrainingOptions) -> None:
+    """Raises GenkitError where processes are to share the weights, and cannot."""
+    if not trainer.strategy.startswith(("fsdp", "deepspeed")):
+        return
+    if trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        raise GenkitError(f"trainer: strategy {trainer.strategy} needs GPUs: take ddp, or auto")
+    if options.ema:
+        raise GenkitError(
+            f"trainer: strategy {trainer.strategy} shares the weights among processes, and their average "
+            "(training.ema) needs them whole in each: set training.ema=0, or take ddp"
+        )
 
 
 def device_name(device: torch.device) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,16 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from genkit.compare.evaluate import EvaluationOptions, evaluate
 from genkit.errors import GenkitError
 from genkit.objectives import OBJECTIVES
 from genkit.processes import locked, rank
 from genkit.randomness import RankGenerator, keyed_generator
-from genkit.recipe import Recipe, train
+from genkit.recipe import Recipe, draw, load, train
 from genkit.types import Batch
+from genkit.unmasking import UNMASKERS
 from tests.objectives.models import build, data_of, split
 
 STEPS = 250
@@ -177,6 +181,83 @@ def test_parts_of_a_batch_draw_what_the_whole_batch_draws(name: str) -> None:
         loss(slice(8 * r, 8 * r + 8), RankGenerator.keyed(0, "train", 5, rank=r, world=2)) for r in range(2)
     ]
     torch.testing.assert_close(sum(parts) / 2, loss(slice(0, 16), keyed_generator(0, "train", 5, 0)))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_parts_of_samples_are_those_of_one_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an objective's own sampler; symbols that are drawn one after the other are of each part its own. A number
+    that does not divide is drawn by all."""
+    model = build(name, data_of(name)[0]).eval()
+    if not model.generates:
+        pytest.skip("it makes no samples")
+    y = None if model.classes is None else torch.arange(6) % model.classes
+
+    def drawn(n: int) -> torch.Tensor:
+        return draw(model, n, None if y is None else y[:n], generator=keyed_generator(1)).x
+
+    whole, odd = drawn(6), drawn(5)
+    monkeypatch.setattr("genkit.recipe.joined", lambda rows: rows)
+    found = []
+    for index in range(3):
+        monkeypatch.setattr("genkit.recipe.parts", lambda index=index: (index, 3))
+        found.append(drawn(6))
+        assert torch.equal(drawn(5), odd)
+    if model.samplers is UNMASKERS:
+        assert len({tuple(part.flatten().tolist()) for part in found}) == 3
+    else:
+        torch.testing.assert_close(torch.cat(found), whole)
+
+
+@pytest.mark.slow
+def test_two_processes_sample_and_evaluate_as_one_does(whole: Path, tmp_path: Path) -> None:
+    """Each has all samples, and right figures of them; only the first writes and speaks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    options = ["samples=60", "steps=[2]", "likelihood_rows=8"]
+    code = (
+        "import sys; from genkit.__main__ import main; from genkit.compare import runner\n"
+        "from genkit.processes import together\n"
+        "kept = runner.evaluate\n"
+        "def told(*a, **k):\n"
+        "    found = kept(*a, **k); point = found[0]['points'][0]\n"
+        "    print('FIGURES', {key: point[key] for key in sorted(point) if key != 'seconds'}); return found\n"
+        "runner.evaluate = told\n"
+        f"run, out = {str(run)!r}, {str(tmp_path / 'two.npy')!r}\n"
+        "with together():\n"
+        "    sys.exit(main(['sample', run, '-n', '10', '--out', out, '--device', 'cpu'])"
+        f" or main(['evaluate', run, '--device', 'cpu', *{options!r}]))"
+    )
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **given, "RANK": str(i), "LOCAL_RANK": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=PATIENCE) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    figures = [[line for line in out.splitlines() if line.startswith("FIGURES")] for out, _ in said]
+    assert figures[0] == figures[1] != []
+    assert "10 samples of" in said[0][0]
+    assert len(said[1][0].splitlines()) == 1
+    one = load(whole)
+    torch.testing.assert_close(torch.from_numpy(numpy.load(tmp_path / "two.npy")), one.sample(10).x)
+    evaluation = EvaluationOptions(samples=60, steps=[2], likelihood_rows=8)
+    expected = evaluate(one, evaluation, evaluation.judge(one.dataset))[0]
+    held = json.loads((run / "evaluation.json").read_text())["result"]
+    for key, value in expected["points"][0].items():
+        assert key == "seconds" or held["points"][0][key] == pytest.approx(value, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -365,6 +365,22 @@ def test_the_data_are_those_of_the_keyed_batches(tmp_path: Path) -> None:
     assert all(torch.equal(a, b.index) for a, b in zip(seen, expected, strict=True))
 
 
+def test_shared_weights_that_cannot_be_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(message: str, **options: Any) -> None:
+        with pytest.raises(GenkitError, match=message):
+            fit(
+                small(),
+                split(IMAGES),
+                TrainingOptions(**options),
+                tmp_path,
+                trainer=TrainerOptions(strategy="fsdp"),
+            )
+
+    fails("strategy fsdp needs GPUs: take ddp", ema=0.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fails("strategy fsdp shares the weights .*training.ema.* set training.ema=0, or take ddp")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
