@@ -57,7 +57,8 @@ class EvaluationOptions:
         it where the model can do so, beside samples of its own size that are resized (see `genkit.compare.sizes`). They
         take the most of `steps`.
     guidance: a scale, or a guidance with options; 1 is off. Arms without classes have none, but for `autoguidance`.
-    likelihood_rows: test rows for bits/dim. likelihood: the solver for flows of pairs, one without noise of its own.
+    likelihood_rows: test rows for bits/dim, 0 for none. likelihood: the solver for flows of pairs, one without noise of
+        its own.
         divergence, probes, likelihood_tolerance: see `genkit.objectives.likelihood.LikelihoodOptions`; the tolerance is
         held against the first batch.
     seed: of the noise, equal for all arms and all steps, and of the choice of real rows.
@@ -75,7 +76,9 @@ class EvaluationOptions:
     sizes: list[int] = field(default_factory=list)
     guidance: Guidance | str | float = 1.0
     likelihood_rows: int = 128
-    likelihood: Solver | str = "heun"
+    likelihood: Solver | str | dict[str, Any] = field(
+        default_factory=lambda: {"name": "rk4", "steps": 8, "grid": "cosine"}
+    )
     divergence: Divergence = "auto"
     probes: int = 1
     likelihood_tolerance: float | None = 0.01
@@ -89,7 +92,9 @@ class EvaluationOptions:
             raise GenkitError(f"evaluation: samples must be at least 2 or null, not {self.samples}")
         if len(set(self.sizes)) < len(self.sizes) or min(self.sizes, default=1) < 1:
             raise GenkitError(f"evaluation: sizes must be positive and distinct, not {self.sizes}")
-        for name in ("likelihood_rows", "probes", "batch_size"):
+        if self.likelihood_rows < 0:
+            raise GenkitError(f"evaluation: likelihood_rows must not be negative, not {self.likelihood_rows}")
+        for name in ("probes", "batch_size"):
             if getattr(self, name) < 1:
                 raise GenkitError(f"evaluation: {name} must be positive, not {getattr(self, name)}")
         try:
@@ -242,7 +247,7 @@ def evaluate(
     if options.control and hasattr(run.objective, "log_density"):
         result["control"], held = controlled(run, options.controls(), judge, options.seed, progress)
         shown |= {name: x[:SHOWN_POINTS] if x.ndim == 2 else x[:SHOWN_ROWS] for name, x in held.items()}
-    if run.objective.likelihood is not None:
+    if options.likelihood_rows and run.objective.likelihood is not None:
         progress("likelihood")
         result |= judge.log_probs(log_probs(run, options))
     if run.objective.samplers is SOLVERS:

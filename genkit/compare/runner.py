@@ -199,7 +199,7 @@ class Comparison:
                 check_guide(guidance, recipe.config, "evaluation")
             if objective.samplers is SOLVERS:
                 objective.check_sampler(SOLVERS.build(options.of(recipe).solver or objective.default_sampler))
-                if objective.likelihood is not None:
+                if options.likelihood_rows and objective.likelihood is not None:
                     objective.check_sampler(SOLVERS.build(options.likelihood))
             for control in options.controls():
                 control.check(objective)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -319,6 +320,12 @@ def test_a_new_metric_and_a_changed_one_are_measured(flow, metrics, counted):
         PLUGINS[Mine.__module__] = content
         evaluated(flow, QUICK)
         assert len(counted) == done + times
+
+
+def test_no_rows_no_likelihood(flow):
+    assert evaluated(flow, replace(QUICK, likelihood_rows=0))["bits_per_dim"] is None
+    with pytest.raises(GenkitError, match="likelihood_rows must not be negative, not -1"):
+        replace(QUICK, likelihood_rows=-1)
 
 
 @pytest.mark.parametrize("file", ["samples.safetensors", "evaluation.json"])
