@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,3 +252,43 @@ def test_a_solver_that_an_arm_cannot_use(comparison, untrained, tmp_path):
     )
     with pytest.raises(GenkitError, match=r"arms\.fm.*no velocity at t=1.*dpmpp"):
         compare(made, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_goes_on_in_the_arm_under_way(tmp_path: Path) -> None:
+    """A real process; the finished arm is left as it is, the broken one goes on from its checkpoint."""
+    path, out = tmp_path / "two.yaml", tmp_path / "out"
+    path.write_text(
+        "data: moons\n"
+        "model: {width: 8, depth: 1, heads: 1, patch: 1}\n"
+        "training: {steps: 150, batch_size: 16, checkpoint_every: 1, log_every: 1}\n"
+        "trainer: {accelerator: cpu}\n"
+        "evaluation: {samples: 16, steps: [1], likelihood_rows: 4}\n"
+        "arms: {one: {objective: flow_matching, training: {steps: 3}}, two: {objective: flow_matching}}\n"
+    )
+    last = out / "two" / "checkpoints" / "last.ckpt"
+    call = [sys.executable, "-m", "genkit", "compare", str(path), "--out", str(out)]
+    with subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not last.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    finished = {file: file.stat().st_mtime_ns for file in (out / "one").rglob("*") if file.is_file()}
+    assert out / "one" / "model.safetensors" in finished
+    assert not (out / "two" / "model.safetensors").exists()
+    told: list[tuple[str, int]] = []
+
+    class Told:
+        def training(self, arm: str, step: int, steps: int, loss: float) -> None:
+            told.append((arm, step))
+
+        def message(self, arm: str, text: str) -> None: ...
+
+    step = torch.load(last, weights_only=True)["global_step"]
+    report = compare(Comparison.load(path), out, listener=Told())
+    assert told[0] == ("two", step + 1)
+    assert {arm for arm, _ in told} == {"two"}
+    for name in ("model.safetensors", "metrics.csv", "checkpoints/last.ckpt"):
+        assert (out / "one" / name).stat().st_mtime_ns == finished[out / "one" / name]
+    assert [arm["runs"][0]["steps"] for arm in report["arms"].values()] == [3, 150]
