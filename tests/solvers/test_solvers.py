@@ -200,6 +200,6 @@ def test_a_loop_of_fixed_steps_does_not_wait_for_the_device(name: str, grid: str
     found = SOLVERS.build(name, steps=5, grid=grid).solve(Field(velocity, linear, None), x, keep=True)
     assert found.x.device == x.device
     assert len(found.trajectory) == 6
-    assert set(asked) == {"meta"}
+    assert set(asked) == {"cpu"}  # a field is given times as nodes have them
     with pytest.raises(RuntimeError, match="meta"):  # as it would be seen
-        SOLVERS.build(name).solve(Field(lambda t, x: x * float(t), linear, None), x)
+        SOLVERS.build(name).solve(Field(lambda t, x: x * float(x.sum()), linear, None), x)
