@@ -45,7 +45,7 @@ def killed(process: multiprocessing.process.BaseProcess, out: Path, way: str, ch
     """Kills the process; False when it came to its end before."""
     checkpoints, seen, left = out / "checkpoints", None, chance.randint(1, 6)
     now = time.monotonic()
-    at = now + (chance.uniform(0, 3) if way == "in time" else PATIENCE)
+    at = now + (chance.uniform(0, 2) if way == "in time" else PATIENCE)
     while process.is_alive() and time.monotonic() < at:
         if way == "in a checkpoint" and any(checkpoints.glob(".last.ckpt.*.tmp")):
             break
@@ -71,7 +71,7 @@ def stress(kills: int, seed: int, folder: Path) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["genkit.recipe", "lightning.pytorch", "genkit.objectives", "genkit.data"])
     recipe, whole, parts = folder / "recipe.yaml", folder / "whole", folder / "parts"
-    recipe.write_text(RECIPE % (10 * kills))
+    recipe.write_text(RECIPE % (30 * kills))
     process = context.Process(target=life, args=(str(recipe), str(whole)))
     process.start()
     process.join()
@@ -93,7 +93,7 @@ def stress(kills: int, seed: int, folder: Path) -> int:
     equal_losses, left = equal and losses(whole) == losses(parts), [*parts.rglob("*.tmp")]
     print(
         f"{sum(count.values())} kills ({', '.join(f'{n} {way}' for way, n in count.items())}; {within} left a file "
-        f"half written) of a run of {10 * kills} steps in {time.monotonic() - start:.0f} s, seed {seed}: weights "
+        f"half written) of a run of {30 * kills} steps in {time.monotonic() - start:.0f} s, seed {seed}: weights "
         f"{'equal' if equal else 'NOT equal'}, losses {'equal' if equal_losses else 'NOT equal'}, "
         f"{len(left)} files left over"
     )
