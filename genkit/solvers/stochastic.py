@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.randomness import sample_like
-from genkit.solvers.base import SOLVERS, Grid, OneStep, Solver, State, time_of
+from genkit.solvers.base import SOLVERS, Grid, Solver, State, time_of
 from genkit.solvers.runge_kutta import Heun
 from genkit.types import Generator
 
@@ -97,11 +97,11 @@ class Ancestral(Forward):
 
 
 @SOLVERS.register("stochastic_heun")
-class StochasticHeun(Forward, OneStep):
+class StochasticHeun(Forward):
     """Heun's method that steps back first: noise lifts r = sigma / alpha to (1 + gamma) r, where the step begins.
 
     gamma = min(churn / steps, sqrt(2) - 1) where low <= r <= high, else 0; it never goes back before the first time.
-    Two evaluations a step; with churn 0 it is Heun's method, of order 2.
+    Two evaluations a step; with churn 0 it is Heun's method, of order 2. last: see `heun`; the paper's is "euler".
     inflate: standard deviation of the noise that is added, in units of what would keep the marginals.
     Karras et al., EDM, https://arxiv.org/abs/2206.00364, algorithm 2.
     """
@@ -116,6 +116,7 @@ class StochasticHeun(Forward, OneStep):
         low: float = 0.0,
         high: float = math.inf,
         inflate: float = 1.0,
+        last: Literal["heun", "euler"] = "heun",
     ) -> None:
         super().__init__(steps, grid)
         if churn < 0 or inflate <= 0 or not 0 <= low <= high:
@@ -124,6 +125,7 @@ class StochasticHeun(Forward, OneStep):
                 f"{churn}, {inflate}, {low}, {high}"
             )
         self.churn, self.low, self.high, self.inflate = churn, low, high, inflate
+        self.heun = Heun(steps, grid, last)
 
     def step(
         self, field: Any, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None
@@ -137,7 +139,4 @@ class StochasticHeun(Forward, OneStep):
             back, wider, _, _ = field.coefficients(t)
             width = (wider**2 - (back * sigma / alpha) ** 2).clamp_min(0).sqrt()
             x = (back / alpha) * x + (self.inflate * width) * sample_like(torch.randn, x, generator)
-        return State(self.advance(field, t, t_next - t, x), first)
-
-    def advance(self, field: Any, t: Tensor, dt: Tensor, x: Tensor) -> Tensor:
-        return Heun.from_slope(field, t, dt, x, field(t, x))
+        return State(self.heun.step(field, t, t_next, State(x)).x, first)

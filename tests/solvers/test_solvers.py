@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.paths import PATHS
+from genkit.randomness import keyed_generator
 from genkit.solvers import SOLVERS
 from genkit.solvers.adaptive import Adaptive
 from genkit.solvers.runge_kutta import RungeKutta
@@ -203,3 +205,23 @@ def test_a_loop_of_fixed_steps_does_not_wait_for_the_device(name: str, grid: str
     assert set(asked) == {"cpu"}  # a field is given times as nodes have them
     with pytest.raises(RuntimeError, match="meta"):  # as it would be seen
         SOLVERS.build(name).solve(Field(lambda t, x: x * float(x.sum()), linear, None), x)
+
+
+@pytest.mark.parametrize("solver", [{"name": "heun"}, {"name": "stochastic_heun", "churn": 0.0}])
+def test_the_last_step_of_heun_may_be_eulers(solver: dict[str, Any]) -> None:
+    """Where t=1 is reached, and nowhere else: one evaluation less, none of them there."""
+    flow, x, seen = GaussianFlow.example(), torch.randn(5, 2, generator=keyed_generator(0)).double(), []
+
+    def predict(t: Tensor, x: Tensor) -> Tensor:
+        seen.append(float(t))
+        return flow.velocity(t, x)
+
+    field = Field(predict, flow.path.coefficients, None)
+    built = SOLVERS.build(solver, steps=4, last="euler")
+    found = built.solve(field, x)
+    assert found.nfe == 7
+    assert max(seen) == 0.75
+    before = SOLVERS.build("heun").solve(field, x, times=torch.linspace(0, 0.75, 4)).x
+    assert torch.allclose(found.x, before + 0.25 * flow.velocity(torch.tensor(0.75), before), atol=1e-12)
+    half = SOLVERS.build("heun", last="euler").solve(field, x, times=torch.linspace(0, 0.5, 3))
+    assert half.nfe == 4
