@@ -36,7 +36,7 @@ ENCODED = Encoded(DATA, Continuous(SPEC))
 class Teacher(nn.Module):
     """An invertible flow with a closed form, f(x, y) = (2 + y / 2) x + y, and a flow of pairs to 2 x0 + y."""
 
-    samplers = SOLVERS
+    samplers, path = SOLVERS, "linear"
     classes, conditional = 3, True
     device = torch.device("cpu")
 
@@ -51,9 +51,6 @@ class Teacher(nn.Module):
         self.seen.append((x, y))
         shift = torch.zeros(len(x), 1) if y is None else y[:, None].to(x)
         return (self.slope + shift / 2) * x + shift
-
-    def velocity(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
 
     def trajectory(
         self, n: int, y: Tensor | None, *, sampler: Any, generator: torch.Generator
