@@ -38,7 +38,7 @@ class Reflow(Coupling):
 
     def check_teacher(self, teacher: Any) -> None:
         super().check_teacher(teacher)
-        if not (hasattr(teacher, "path") and hasattr(teacher, "trajectory")):
+        if getattr(getattr(teacher, "samplers", None), "kind", None) != "solver":
             raise GenkitError(
                 "reflow: the teacher must be a flow of pairs, such as flow_matching; "
                 f"{type(teacher).__name__} is none"
