@@ -382,8 +382,9 @@ class Run:
             raise GenkitError(f"a model of the objective '{name}' takes no {' and no '.join(wrong)}{takes}")
         if registry is None:
             return None
-        chosen = asked[registry.kind] or self.recipe.config["sampling"][registry.kind]
-        return registry.build(chosen or self.objective.default_sampler, **given)
+        choices = (asked[registry.kind], self.recipe.config["sampling"][registry.kind])
+        chosen = next((one for one in choices if one is not None), self.objective.default_sampler)
+        return registry.build(chosen, **given)
 
     def _log_prob_options(self, asked: bool, **options: Any) -> dict[str, Any]:
         """`options` that are not None. Raises GenkitError where they would have no effect."""

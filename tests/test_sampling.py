@@ -116,6 +116,7 @@ def test_guidance_of_a_prompt_costs_twice_the_tokens_and_scale_1_is_off(folder: 
         (["--prompt", "x" * (LENGTH + 1)], [f"{LENGTH + 1}"]),
         (["--prompt", "na\u00efve"], ["\u00ef"]),
         (["--task", "text-to-image"], ["task"]),
+        (["--unmasker", "0"], ["a name or a mapping", "0.0"]),
         (["--class", "1"], ["unconditional"]),
         (["--out", "x.png"], ["no pictures", ".txt"]),
         (["--out", "x.wav"], ["no sound", ".txt"]),

@@ -56,7 +56,8 @@ class LikelihoodOptions:
     gradient: how gradients are computed, where they are wanted.
     tolerance: in bits/dim: one row in 16 is integrated with half the steps too, and a warning says when the error of
         the steps, as the difference shows it, is above, and how many would do; null for none. It costs a 32nd of the
-        whole, half of it for a single row. Adaptive solvers have tolerances of their own.
+        whole, half of it for a single row. Adaptive solvers have tolerances of their own, and grids of one number of
+        steps are not checked.
     """
 
     divergence: Divergence = "auto"
@@ -179,7 +180,7 @@ def follow(
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and (x.requires_grad or bool(weights))):
         found = run(slice(None), solver)
-    if options.tolerance is not None and not isinstance(solver, Adaptive):
+    if options.tolerance is not None and not isinstance(solver, Adaptive) and solver.grid.steps is None:
         rows = slice(-(-len(x) // PART))
         other = solver.paced(solver.steps // 2 or 2)
         with torch.no_grad():

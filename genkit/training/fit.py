@@ -131,7 +131,7 @@ def fit(
                 loader = Loader(split, options, seed)
                 with economies(objective.backbone, options):
                     lightning.fit(module, loader, ckpt_path=str(last) if saved else None, weights_only=True)
-            if bad.roll_back:
+            if bad.roll_back and stop.received is None:
                 continue
             saved = read_checkpoint(last)
             objective.cpu().load_state_dict(weights_of(saved))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -339,6 +341,17 @@ def test_the_check_of_steps_is_of_rows_with_their_classes() -> None:
         found = model.log_prob(x, y, sampler=SOLVERS.build("euler", steps=1))
     plain = model.log_prob(x, y, sampler=SOLVERS.build("euler", steps=1), tolerance=None)
     assert torch.equal(found.value, plain.value)
+
+
+def test_a_grid_of_one_number_of_steps_is_not_checked(tmp_path: Path) -> None:
+    file = tmp_path / "grid.json"
+    file.write_text(json.dumps({"times": [0, 0.2, 0.4, 0.6, 0.8, 1]}))
+    grid = {"name": "fitted", "file": str(file)}
+    found, plain = (
+        flow().log_prob(points(4), sampler={"name": "rk4", "steps": 5, "grid": one})
+        for one in (grid, "uniform")
+    )
+    assert torch.allclose(found.value, plain.value)
 
 
 def test_the_log_probability_has_a_gradient_in_the_data() -> None:

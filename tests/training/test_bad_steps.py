@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,19 @@ def test_going_back_takes_other_batches_and_is_exact_under_kills(
     resumed, _, _ = train(path, **options)
     assert_equal(whole, resumed)
     assert saved(path)["callbacks"]["BadSteps"]["attempt"] == 1
+
+
+def test_a_signal_in_a_bad_step_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run ends at its last checkpoint and does not go on from there."""
+
+    def factor(call: int) -> float:
+        if call == 6:
+            signal.raise_signal(signal.SIGINT)
+        return math.nan if call == 6 else 1.0
+
+    seen = poisoned(monkeypatch, factor)
+    _, fitted, _ = train(tmp_path, on_bad_step="rollback", log_every=1)
+    assert (fitted.stopped, fitted.steps, len(seen)) == (signal.SIGINT, 4, 7)
 
 
 def test_going_back_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
