@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -116,8 +116,11 @@ def locked(folder: Path) -> Iterator[None]:
             left.unlink(missing_ok=True)
         yield
     finally:
-        (folder / HOLDER).unlink(missing_ok=True)
-        if [entry.name for entry in folder.iterdir()] == [".lock"]:  # nothing was written, so nothing is left
-            (folder / ".lock").unlink()
-            folder.rmdir()
+        with suppress(FileNotFoundError):  # somebody has removed the folder
+            (folder / HOLDER).unlink(missing_ok=True)
+            if [entry.name for entry in folder.iterdir()] == [
+                ".lock"
+            ]:  # nothing was written, so nothing is left
+                (folder / ".lock").unlink()
+                folder.rmdir()
         lock.release()

@@ -256,7 +256,10 @@ class Recipe:
         """SHA-256 (hex) of what the weights are a function of: recipe, data, teacher, plug-ins that are used."""
         config = {key: value for key, value in self.config.items() if key not in BESIDE}
         beside = ("checkpoint_", "log_", "snapshots")
-        config["training"] = {k: v for k, v in config["training"].items() if not k.startswith(beside)}
+        training = config["training"]
+        config["training"] = {k: v for k, v in training.items() if not k.startswith(beside)}
+        if training["on_bad_step"] == "rollback":  # to the last checkpoint
+            config["training"]["checkpoint_every"] = training["checkpoint_every"]
         config["objective"] = _without(config["objective"], "teacher")  # its hash says who it is
         config["data"] = _without(config["data"], "codec")  # so does that of the data
         plugins = plugins_behind(set(_find(config, "name")))

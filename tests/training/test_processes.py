@@ -292,3 +292,9 @@ def children(pid: int) -> list[int]:
     if not found.exists():
         pytest.skip("the children of a process are not known here")
     return [int(child) for child in found.read_text().split()]
+
+
+def test_the_lock_of_a_folder_that_is_gone_is_released(tmp_path: Path) -> None:
+    for _ in range(2):
+        with locked(tmp_path / "run"):
+            shutil.rmtree(tmp_path / "run")
