@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import math
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def writable(path: Path, suffixes: tuple[str, ...] = ()) -> None:
         if not path.name or path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.name}.probe")
+        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
         probe.unlink(missing_ok=True)
         probe.touch(exist_ok=False)  # new, so never what a link leads to
         probe.unlink()
