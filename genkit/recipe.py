@@ -47,10 +47,10 @@ from genkit.registry import (
     resolve_options,
 )
 from genkit.solvers import SOLVERS, Solver
+from genkit.tensors import read_tensors, write_tensors
 from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import Report
 from genkit.training.machine import made_with
-from genkit.training.weights import read_weights, write_weights
 from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
 
@@ -440,7 +440,7 @@ class Run:
             which = "" if checkpoint is None else f"there is no snapshot of step {checkpoint}; "
             raise GenkitError(which + there)
         if path not in self._snapshots:
-            state, _ = read_weights(path)
+            state, _ = read_tensors(path)
             try:
                 check_fit(self.recipe, self.spec, state, path)
             except GenkitError as error:
@@ -654,7 +654,7 @@ def load(
             f"{folder} has no weights (model.safetensors): its training has not finished; "
             "run the same `genkit train` again to resume"
         )
-    state, about = read_weights(weights, device)
+    state, about = read_tensors(weights, device)
     try:
         spec = DataSpec.of(about["spec"])
     except (KeyError, TypeError, ValueError) as error:
@@ -770,7 +770,7 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
     }
     if rank() == 0:
         about = {"spec": dataclasses.asdict(dataset.spec), "fingerprint": fingerprint}
-        write_weights(folder / "model.safetensors", objective.state_dict(), about)
+        write_tensors(folder / "model.safetensors", objective.state_dict(), about)
         write_json(folder / "environment.json", environment)
     return Run(folder, recipe, objective, environment)
 

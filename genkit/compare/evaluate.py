@@ -122,9 +122,11 @@ class EvaluationOptions:
             chosen |= {name: getattr(self, name) if arms is None or arm in arms else [], f"{name}_on": None}
         return replace(self, **chosen)
 
-    def of(self, recipe: Recipe) -> EvaluationOptions:
-        """With the solver of this recipe, where the evaluation names none."""
-        return self if self.solver is not None else replace(self, solver=recipe.config["sampling"]["solver"])
+    def of(self, recipe: Recipe, objective: Objective) -> EvaluationOptions:
+        """With a solver for this model where it takes one: its recipe's or its own, where the evaluation names none."""
+        if self.solver is not None or objective.samplers is not SOLVERS:
+            return self
+        return replace(self, solver=recipe.config["sampling"]["solver"] or objective.default_sampler)
 
     def compared(self) -> list[Compared]:
         """`unmaskers`, built. Raises GenkitError for what cannot be built, twice the same, and one with steps."""

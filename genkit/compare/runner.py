@@ -54,8 +54,8 @@ from genkit.recipe import (
 )
 from genkit.registry import plugins_behind, resolve_options
 from genkit.solvers import SOLVERS
+from genkit.tensors import tensors_hash
 from genkit.training.callbacks import read_rows
-from genkit.training.weights import weights_hash
 from genkit.types import DataSpec
 from genkit.unmasking import UNMASKERS
 
@@ -198,7 +198,7 @@ class Comparison:
                 objective.check_guidance(guidance)
                 check_guide(guidance, recipe.config, "evaluation")
             if objective.samplers is SOLVERS:
-                objective.check_sampler(SOLVERS.build(options.of(recipe).solver or objective.default_sampler))
+                objective.check_sampler(SOLVERS.build(options.of(recipe, objective).solver))
                 if options.likelihood_rows and objective.likelihood is not None:
                     objective.check_sampler(SOLVERS.build(options.likelihood))
             for control in options.controls():
@@ -296,8 +296,8 @@ def names_of_samplers(runs: Iterable[Run], options: EvaluationOptions) -> dict[s
     solvers: dict[str, None] = {}
     for run in runs:
         if run.objective.samplers is SOLVERS:
-            solver = options.of(run.recipe).solver or run.objective.default_sampler
-            solvers[SOLVERS.name_of(SOLVERS.build(solver))] = None
+            solver = SOLVERS.build(options.of(run.recipe, run.objective).solver)
+            solvers[SOLVERS.name_of(solver)] = None
         elif run.objective.samplers is UNMASKERS:
             unmaskers[UNMASKERS.name_of(UNMASKERS.build(main_unmasker(run, options)))] = None
     return {"solver": ", ".join(solvers) or None, "unmasker": ", ".join(unmaskers) or None}
@@ -376,11 +376,11 @@ def evaluated(
     Its evaluation.json and samples.safetensors each hold the key of what they were made from.
     """
     judge = judge or options.judge(run.dataset, options.scorer_of(run))
-    options = options.of(run.recipe)
+    options = options.of(run.recipe, run.objective)
     plain = json.loads(json.dumps(dataclasses.asdict(options), default=repr))
     plain["scorer"] = judge.scorer.hash if judge.scorer else None  # its hash says who it is
     if (guide := run.guidance(options.guidance).guide) is not None:
-        plain["guide"] = weights_hash(guide.state_dict())
+        plain["guide"] = tensors_hash(guide.state_dict())
     extractor = PINNED.get(pinned(run.spec) or "")
     plugins = plugins_behind({*judge.names, *names_in(plain)})
     made_from = [run.hash, run.dataset.hash, plain, extractor, judge.names, plugins]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS, Coupling, EncodedData
 from genkit.errors import GenkitError
-from genkit.files import write_atomically
 from genkit.randomness import keyed_generator, sample_like
+from genkit.tensors import read_tensors, tensors_hash, write_tensors
 from genkit.types import Generator, Pair, Source, StandardNormal
 
 ROWS = 4096  # at most so many rows are encoded to measure the scale of the codes
@@ -124,28 +123,22 @@ class Distilled(Coupling):
 
     def _cached(self, path: Path, data: EncodedData) -> dict[str, Tensor]:
         """The codes (N, copies, ...) in a file, or made and written there. Raises GenkitError for those of others."""
-        from safetensors import SafetensorError, safe_open
-        from safetensors.torch import save
-
         read, _ = data.take(torch.arange(min(len(data), 64)), generator=keyed_generator(0, "distilled"))
         ours = {
-            "teacher": digest(self.teacher.state_dict()),
-            "data": digest({"encoded": read}) + data.hash,
+            "teacher": tensors_hash(self.teacher.state_dict()),
+            "data": tensors_hash({"encoded": read}) + data.hash,
             "options": json.dumps([self.sigma, self.endpoint, self.copies]),
         }
         if not path.exists():
             copies = [self._codes(data, torch.arange(len(data)), copy) for copy in range(self.copies)]
             found = {key: torch.stack([c[key] for c in copies], 1) for key in ("x0", "x1")}
-            metadata = {"genkit": json.dumps({**ours, "hash": digest(found)})}
-            write_atomically(path, lambda file: file.write(save(found, metadata=metadata)))
+            write_tensors(path, found, ours)
             return found
         try:
-            with safe_open(path, framework="pt") as file:
-                theirs = json.loads((file.metadata() or {})["genkit"])
-                found = {key: file.get_tensor(key) for key in ("x0", "x1")}
-            if theirs["hash"] != digest(found):
-                raise ValueError("its codes are not those that were written")
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+            found, theirs = read_tensors(path)
+            if "hash" not in theirs or found.keys() != {"x0", "x1"}:
+                raise GenkitError("it does not hold what `distilled` writes")
+        except GenkitError as error:
             raise GenkitError(f"{path} is no cache of codes, or corrupt: {error}; remove it") from None
         for key, what in (
             ("teacher", "teacher"),
@@ -167,13 +160,3 @@ class Distilled(Coupling):
             self.teacher.to(x1.device)
         with torch.autocast(x1.device.type, enabled=False):
             return self.teacher.encode(noised, y), noised
-
-
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 (hex) of tensors and their names."""
-    found = hashlib.sha256()
-    for key in sorted(tensors):
-        value = tensors[key].detach().cpu().contiguous()
-        found.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

@@ -23,10 +23,11 @@ from torch.nn.utils import get_total_norm
 from genkit.errors import GenkitError, choose
 from genkit.files import link_atomically, write_atomically
 from genkit.processes import rank
+from genkit.tensors import write_tensors
 from genkit.training.bad_steps import BadSteps
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainingOptions
-from genkit.training.weights import read_checkpoint, weights_of, write_weights
+from genkit.training.weights import read_checkpoint, weights_of
 
 Report = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -162,7 +163,7 @@ class StepCheckpoint(Checkpoint):
         step = trainer.global_step
         if step in self.options.snapshots and trainer.is_global_zero:
             path = self.path.parent.parent / "snapshots" / f"step_{step}.safetensors"
-            write_weights(path, weights_of(read_checkpoint(self.path)), {"step": step})
+            write_tensors(path, weights_of(read_checkpoint(self.path)), {"step": step})
 
     def mean_of_best(self) -> float:
         """The mean before the best checkpoint; infinite where there is none."""

@@ -1,54 +1,16 @@
-"""Weights in files: safetensors of runs, which hold a hash of what they are, and checkpoints of training."""
+"""Checkpoints of training, as they are read."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.files import write_atomically
-
-
-def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of tensors, by which a changed bit shows (safetensors has no checksum)."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        value = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Writes tensors whole or not at all, with plain data about them."""
-    plain = {key: value.contiguous() for key, value in state.items()}
-    # one entry: safetensors keeps no order among several
-    metadata = {"genkit": json.dumps({**about, "hash": weights_hash(plain)})}
-    write_atomically(path, lambda file: file.write(save(plain, metadata=metadata)))
-
-
-def read_weights(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and what `write_weights` was told about them. Raises GenkitError for a file that is not whole."""
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        about = dict(json.loads(metadata["genkit"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise GenkitError(f"{path} is corrupt, or was not written by genkit: {error}") from None
-    if "hash" in about and about["hash"] != weights_hash(state):
-        raise GenkitError(f"{path} is corrupt: its weights are not those that were written")
-    return state, about
-
 
 PARTS = {"callbacks", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
 
