@@ -186,10 +186,6 @@ def parser() -> argparse.ArgumentParser:
 
     compare = command("compare", "Train the arms of a comparison, evaluate them alike, and write a report.")
     compare.add_argument("recipe", help="a YAML file with `arms`")
-    compare.add_argument("overrides", **overrides)
-    compare.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
-    compare.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})
-    compare.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
 
     reproduce = command(
         "reproduce", "Run a paper's recipe, and hold what it expects against what is measured."
@@ -197,10 +193,11 @@ def parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "paper", help="a folder under recipes/papers, or a YAML file with `paper` and `expected`"
     )
-    reproduce.add_argument("overrides", **overrides)
-    reproduce.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
-    reproduce.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})
-    reproduce.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
+    for one in (compare, reproduce):
+        one.add_argument("overrides", **overrides)
+        one.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
+        one.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})
+        one.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
 
     benchmark = command(
         "benchmark", "Solvers and time grids side by side on a trained flow: a table and figures."
@@ -573,7 +570,7 @@ def run_fit_grid(arguments: argparse.Namespace) -> None:
     )
     write_json(arguments.out, found)
     errors = {name: error["held_out"] for name, error in found["errors"].items()}
-    best = min((name for name in errors if name != "fitted"), key=lambda name: errors[name])
+    best = found["best_other"]
     print(
         f"{arguments.out}: {arguments.steps} steps end {errors['fitted']:.4g} from {found['reference']} on noise held "
         f"out; on {best}, the best of the other grids, {errors[best]:.4g}"

@@ -73,6 +73,13 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         return sorted(self._all())
 
+    def without_options(self) -> list[str]:
+        """The names that can be built with no option given."""
+        return [name for name in self.names() if all(p.default is not p.empty for p in self._options(name))]
+
+    def _options(self, name: str) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.get(name)).parameters.values())[self.given :]
+
     def get(self, name: str) -> type[T]:
         if not isinstance(name, str) or name not in self._all():
             raise choose(name, self._all(), self.kind)
@@ -90,9 +97,8 @@ class Registry(Generic[T]):
 
     def describe(self, name: str) -> str:
         """The name with its options and their defaults, and the whole docstring."""
-        cls = self.get(name)
-        options = list(inspect.signature(cls).parameters.values())[self.given :]
-        return f"{name}({', '.join(map(str, options))})\n\n{inspect.cleandoc(cls.__doc__ or '')}"
+        options = ", ".join(map(str, self._options(name)))
+        return f"{name}({options})\n\n{inspect.cleandoc(self.get(name).__doc__ or '')}"
 
     def name_of(self, obj: T) -> str:
         """The name under which the class of `obj` is registered."""

@@ -48,7 +48,7 @@ class BenchmarkOptions:
     """What is measured.
 
     solvers: names, or mappings with options; null for all. One with a `grid` of its own has that one only.
-    grids: the same, one after the other for each solver; null for all that need no file.
+    grids: the same, one after the other for each solver; null for all that need no option.
     evaluations: budgets of network evaluations; a method takes the most steps that stay within.
     tolerances: of adaptive methods, in the place of budgets.
     reference: the solver whose ends are held to be exact; null for rk4 with 64 steps, or, where data or noise are
@@ -84,7 +84,7 @@ class BenchmarkOptions:
 
     def pairs(self) -> list[tuple[dict[str, Any], Entry | None]]:
         """Each solver with each grid; None for adaptive methods, which have one interval."""
-        grids: list[Any] = [name for name in GRIDS.names() if not needs_file(name)]
+        grids: list[Any] = [*GRIDS.without_options()]
         found: list[tuple[dict[str, Any], Entry | None]] = []
         for entry in SOLVERS.names() if self.solvers is None else self.solvers:
             options = {"name": entry} if isinstance(entry, str) else dict(entry)
@@ -96,10 +96,6 @@ class BenchmarkOptions:
             adaptive = issubclass(SOLVERS.get(options["name"]), Adaptive)
             found += [(options, grid) for grid in ([None] if adaptive else own)]
         return found
-
-
-def needs_file(grid: str) -> bool:
-    return "file" in GRIDS.describe(grid).partition("\n")[0]
 
 
 def words(entry: Entry | float) -> str:
@@ -305,6 +301,7 @@ def fit_grid(
         "times": found.times.tolist(),
         "solver": solver,
         "model": run.hash,
+        "best_other": found.best,
         "reference": f"{SOLVERS.name_of(exact)}, {exact.steps} steps",
         "errors": {
             grid: {"fitted_to": one, "held_out": other}

@@ -183,11 +183,9 @@ class Ambient(FlowMatching):
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
         pair = batch.paired
-        t = self.times(pair.x1, generator=generator)
-        point = self.path(pair.x0, pair.x1, t, generator=generator)
-        target = {"velocity": point.u_t, "data": pair.x1, "noise": pair.x0}[self.prediction]
+        t, x_t, target = self.noised(pair, generator=generator)
         cond = self.condition(len(t), t=t, y=self.drop_label(pair.y, generator=generator))
-        x_t, target = self.trained.split(point.x_t), self.trained.split(target)
+        x_t, target = self.trained.split(x_t), self.trained.split(target)
         if self.spec.cloud:  # another context in each step
             order = self.drawn(x_t, generator)
             x_t, target = taken(x_t, order), taken(target, order)

@@ -73,9 +73,10 @@ class Objective(nn.Module, abc.ABC):
 
         Raises GenkitError where samples have the size of the data.
         """
+        able = ", ".join(f"'{name}'" for name in OBJECTIVES.names() if OBJECTIVES.get(name).any_size)
         raise GenkitError(
             f"a model of {type(self).__name__} makes samples of the size of its data only, {self.spec.shape}: those of "
-            "the objective 'ambient' may have another"
+            f"the objective {able} may have another"
         )
 
     def check_teacher(self, teacher: Any) -> None:

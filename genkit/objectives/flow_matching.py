@@ -23,7 +23,7 @@ from genkit.errors import GenkitError
 from genkit.objectives.base import OBJECTIVES, weighted_mean
 from genkit.objectives.flow import Flow
 from genkit.paths import PATHS, Path, Times
-from genkit.types import Batch, DataSpec, Generator, StandardNormal
+from genkit.types import Batch, DataSpec, Generator, Pair, StandardNormal
 
 
 @OBJECTIVES.register("flow_matching")
@@ -101,12 +101,16 @@ class FlowMatching(Flow):
         batch.pair = self.coupling(x1, batch.y, index=batch.index, generator=generator)
         return batch
 
-    def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        pair = batch.paired
+    def noised(self, pair: Pair, *, generator: Generator = None) -> tuple[Tensor, Tensor, Tensor]:
+        """t (B,), x_t (B, ...) and what is to be predicted there (B, ...)."""
         t = self.times(pair.x1, generator=generator)
         point = self.path(pair.x0, pair.x1, t, generator=generator)
-        predicted = self.predict(t, point.x_t, self.drop_label(pair.y, generator=generator))
-        target = {"velocity": point.u_t, "data": pair.x1, "noise": pair.x0}[self.prediction]
+        return t, point.x_t, {"velocity": point.u_t, "data": pair.x1, "noise": pair.x0}[self.prediction]
+
+    def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
+        pair = batch.paired
+        t, x_t, target = self.noised(pair, generator=generator)
+        predicted = self.predict(t, x_t, self.drop_label(pair.y, generator=generator))
         return {**pair.logs, "loss": weighted_mean((predicted - target).square(), pair.weight)}
 
     @property

@@ -112,8 +112,7 @@ def fit(solver: Solver, field: Field, noise: Tensor, held_out: Tensor, *, refere
 
     others = {
         grid: errors(GRIDS.build(grid).times(solver.steps, field.coefficients))
-        for grid in GRIDS.names()
-        if grid != "fitted"
+        for grid in GRIDS.without_options()
     }
     if not all(math.isfinite(one) for pair in others.values() for one in pair):
         raise GenkitError(f"{name} with {solver.steps} steps does not end in finite values: nothing to fit")
