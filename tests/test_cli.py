@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import genkit
-from genkit.__main__ import main
+from genkit.__main__ import REGISTRIES, main
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -392,6 +392,12 @@ def test_an_edited_plugin_is_another_recipe(tmp_path, unregistered, capsys):
     del COUPLINGS._entries["mine"]
     sys.modules.pop("genkit_plugin_mine")
     refused(capsys, ["sample", str(out), "--out", str(tmp_path / "x.png")], "plug-in 'mine'", "--plugin")
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_a_line_of_the_list_is_a_whole_sentence(kind, capsys):
+    assert main(["list", kind]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if not line.endswith((".", ":"))] == []
 
 
 def test_list_shows_the_options_of_an_entry(capsys):

@@ -77,9 +77,9 @@ class Wine(Table):
 
 @DATASETS.register("diabetes")
 class Diabetes(Table):
-    """Age, body mass, blood pressure, blood serum and the disease's progression, 10 columns; 353 rows to train on, 89
-    to test. The column of sex is left out: its two values have no density.
+    """Patients' age, body, blood and disease a year later, 10 columns; 353 rows to train on, 89 to test.
 
+    The column of sex is left out: its two values have no density.
     Efron, Hastie, Johnstone and Tibshirani 2004 (https://doi.org/10.1214/009053604000000067).
     """
 

@@ -37,9 +37,9 @@ class OfClouds(TwoSample):
 
 @METRICS.register("cloud_neighbours")
 class CloudNeighbours(OfClouds):
-    """1-nearest-neighbour accuracy: how often a cloud's nearest other cloud, of samples and real ones together, is of
-    its own side, by Chamfer distance. 0.5 where the two cannot be told apart, 1 where they can.
+    """1-nearest-neighbour accuracy: how often a cloud's nearest other is of its own side, by Chamfer distance.
 
+    Samples and real clouds together: 0.5 where the two cannot be told apart, 1 where they can.
     Yang et al. 2019, PointFlow (https://arxiv.org/abs/1906.12320, section 5.1), after Lopez-Paz & Oquab 2017.
     Below 0.5, samples lie nearer to real clouds than real ones do to each other, as those of too little variety may.
     Raises what TwoSample raises.

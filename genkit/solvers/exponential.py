@@ -90,9 +90,9 @@ class Exponential(Solver):
 
 @SOLVERS.register("exponential")
 class InterpolatedExponential(Exponential):
-    """The prediction is a polynomial in z = alpha / (alpha + sigma), the time of the linear path, which is finite at
-    both ends: the same trajectory whatever the path's own time. One evaluation a step.
+    """Exponential integrator: D is a polynomial in z = alpha / (alpha + sigma). One evaluation a step.
 
+    z is the time of the linear path, finite at both ends: the same trajectory whatever the path's own time.
     order: 1 (DDIM), 2 or 3 predictions. The first step is of order 1.
     As the time of DEIS, Zhang & Chen, https://arxiv.org/abs/2204.13902, in data prediction.
     """
@@ -116,10 +116,9 @@ class InterpolatedExponential(Exponential):
 
 @SOLVERS.register("ddim")
 class DDIM(InterpolatedExponential):
-    """Deterministic DDIM: x' = alpha' D + sigma' E, of order 1, one evaluation a step. On the linear path it is Euler's
-    method.
+    """Deterministic DDIM: x' = alpha' D + sigma' E, of order 1, one evaluation a step.
 
-    Song et al., https://arxiv.org/abs/2010.02502.
+    On the linear path it is Euler's method. Song et al., https://arxiv.org/abs/2010.02502.
     """
 
     order = 1
@@ -157,9 +156,9 @@ class DPMpp(LogRatio):
 
 @SOLVERS.register("unipc")
 class UniPC(LogRatio):
-    """Predictor and corrector in log(alpha / sigma): when D is known at the end of a step, the step is taken again with
-    it, and the next goes on from there. One evaluation a step.
+    """UniPC: predictor and corrector in log(alpha / sigma). One evaluation a step.
 
+    When D is known at the end of a step, the step is taken again with it, and the next goes on from there.
     order: predictions of the predictor; the corrector goes through one more. Weights are those of exact integration,
     which the paper's B(h) simplifies at order 2. Ends as in `dpmpp`.
     Zhao et al., https://arxiv.org/abs/2302.04867.

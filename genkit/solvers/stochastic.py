@@ -32,8 +32,9 @@ class Forward(Solver):
 
 @SOLVERS.register("euler_maruyama")
 class EulerMaruyama(Forward):
-    """dx = [v + (g^2 / 2) score] dt + g dW, g^2 = 2 scale sigma^power: for any g the marginals are those of the path.
+    """Euler-Maruyama for dx = [v + (g^2 / 2) score] dt + g dW: for any g the marginals are those of the path.
 
+    g^2 = 2 scale sigma^power.
     Weak order 1, one evaluation a step. scale 0 is Euler's method, bit for bit.
     power: 0 for the same diffusion at all times, 1 for one that ends with the noise, where the score's part of the
         drift is -scale E[x0 | x] and stays bounded.
@@ -69,8 +70,9 @@ class EulerMaruyama(Forward):
 
 @SOLVERS.register("ancestral")
 class Ancestral(Forward):
-    """x' = alpha' D + sqrt(sigma'^2 - up^2) E + up n,  up = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2).
+    """Ancestral sampling of DDPM, or DDIM with noise: x' = alpha' D + sqrt(sigma'^2 - up^2) E + up n.
 
+    up = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2).
     With eta 1 each step is the posterior of DDPM given x1 = D, with eta 0 it is DDIM. One evaluation a step.
     Ho et al., https://arxiv.org/abs/2006.11239; Song et al., https://arxiv.org/abs/2010.02502.
     """
