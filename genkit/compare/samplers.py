@@ -9,7 +9,6 @@ reference of many steps.
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +37,7 @@ from genkit.solvers import GRIDS, SOLVERS, Solver
 from genkit.solvers.adaptive import Adaptive
 from genkit.solvers.fitted import distance, fit
 from genkit.solvers.stochastic import Forward
+from genkit.training.machine import device_name
 from genkit.types import Field
 
 Entry = str | dict[str, Any]
@@ -205,7 +205,6 @@ def benchmark(
             except GenkitError as error:
                 point["failed"] = str(error)
             curve["points"].append(point)
-    device = run.objective.device
     return {
         "run": run.name,
         "data": run.spec.name,
@@ -221,7 +220,7 @@ def benchmark(
         "curves": curves,
         "options": asdict(options) | {"samples": judge.count},
         "machine": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            "device": device_name(run.objective.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },

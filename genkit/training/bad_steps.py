@@ -34,7 +34,7 @@ class BadSteps(Callback):
         self.first = torch.tensor(-1)
         self.total, self.in_a_row = torch.tensor(0), torch.tensor(0)
         self.good = torch.full((WINDOW,), torch.nan)
-        self.count = torch.tensor(0)  # of good losses
+        self.count = torch.tensor(0)  # of good losses, where spikes are looked for
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name in ("first", "total", "in_a_row", "good", "count"):
@@ -56,9 +56,10 @@ class BadSteps(Callback):
             optimizer.found_inf = bad.float()
         self.first = torch.where((self.first < 0) & bad, trainer.global_step, self.first)
         self.total, self.in_a_row = self.total + bad, (self.in_a_row + 1) * bad
-        place = torch.arange(WINDOW, device=bad.device) == self.count % WINDOW
-        self.good = torch.where(place & ~bad, loss.to(self.good), self.good)
-        self.count = self.count + ~bad
+        if self.options.spike is not None:
+            place = torch.arange(WINDOW, device=bad.device) == self.count % WINDOW
+            self.good = torch.where(place & ~bad, loss.to(self.good), self.good)
+            self.count = self.count + ~bad
         if self.mode == "skip":
             pl_module.log("bad_steps", self.total.float())
         elif self.mode == "rollback":

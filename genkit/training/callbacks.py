@@ -139,7 +139,7 @@ class StepCheckpoint(Checkpoint):
             return True
         if step in self.options.snapshots:
             return True
-        return minutes is not None and any_process(trainer, self.clock() - self._saved >= 60 * minutes)
+        return minutes is not None and largest(trainer, self.clock() - self._saved) >= 60 * minutes
 
     def save(self, trainer: Trainer) -> None:
         self.mean = float(torch.stack(self.values).mean()) if self.values else None
@@ -181,12 +181,12 @@ class StepCheckpoint(Checkpoint):
         self.seconds, self.mean = state_dict["seconds"], state_dict.get("mean")
 
 
-def any_process(trainer: Trainer, flag: bool) -> bool:
-    """Whether it is so in any process; all must ask."""
+def largest(trainer: Trainer, value: float) -> float:
+    """The largest of all processes' values, of which each must ask for it."""
     if trainer.world_size == 1:
-        return flag
-    flags = torch.tensor(float(flag), device=trainer.strategy.root_device)
-    return bool(trainer.strategy.reduce(flags, reduce_op="max"))
+        return value
+    values = torch.tensor(float(value), device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(values, reduce_op="max"))
 
 
 class Watch(Callback):
@@ -229,9 +229,8 @@ class StopOnSignal(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         if not ends_step(pl_module, *batch):
             return
-        if trainer.world_size > 1:  # a process that stopped alone would leave the others waiting
-            received = torch.tensor(float(self.received or 0), device=pl_module.device)
-            self.received = int(trainer.strategy.reduce(received, reduce_op="max")) or None
+        # of any process: one that stopped alone would leave the others waiting
+        self.received = int(largest(trainer, self.received or 0)) or None
         if self.received is not None:
             trainer.should_stop = True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -35,6 +34,7 @@ from genkit.training.callbacks import (
     StopOnSignal,
     Watch,
 )
+from genkit.training.machine import device_name
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
 from genkit.training.weights import read_checkpoint, weights_of
@@ -220,12 +220,6 @@ def check_sharded(trainer: TrainerOptions, options: TrainingOptions) -> None:
             f"trainer: strategy {trainer.strategy} shares the weights among processes, and their average "
             "(training.ema) needs them whole in each: set training.ema=0, or take ddp"
         )
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()})"
 
 
 def of_bad_steps(saved: Mapping[str, Any], name: str) -> int:

@@ -32,6 +32,12 @@ def made_with() -> dict[str, Any]:
     }
 
 
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()})"
+
+
 def version_of(package: str) -> str | None:
     try:
         return version(package)
