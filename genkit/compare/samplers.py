@@ -3,8 +3,8 @@
 run ── benchmark ──> report (plain data) ── write ──> OUT/samplers.json, table.md, figures/*.png
     ── fit_grid ───> a file for the grid `fitted`
 
-Every method starts from the same noise. The error of a deterministic method is the distance of its ends to those of a
-reference of many steps.
+Every method starts from the same noise, of several draws. The error of a deterministic method is the distance of its
+ends to those of a reference of many steps.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class BenchmarkOptions:
     tolerances: of adaptive methods, in the place of budgets.
     reference: the solver whose ends are held to be exact; null for rk4 with 64 steps, or, where data or noise are
         predicted, exponential with 256.
-    samples, guidance, seed, batch_size: as in an evaluation. repeats: of the timing, after one that warms up.
+    samples, guidance, seed, batch_size: as in an evaluation. draws: of so many samples each, of the seeds `seed`,
+        `seed + 1`, ...; figures are medians over them.
     """
 
     solvers: list[str | dict[str, Any]] | None = None
@@ -63,7 +64,7 @@ class BenchmarkOptions:
     reference: str | dict[str, Any] | None = None
     samples: int | None = None
     guidance: float | str | dict[str, Any] = 1.0
-    repeats: int = 3
+    draws: int = 3
     batch_size: int = 512
     seed: int = 0
 
@@ -72,7 +73,7 @@ class BenchmarkOptions:
             values = getattr(self, name)
             if not values or min(values) <= 0 or len(set(values)) < len(values):
                 raise GenkitError(f"benchmark: {name} must be positive and distinct, not {values}")
-        for name in ("repeats", "batch_size"):
+        for name in ("draws", "batch_size"):
             if getattr(self, name) < 1:
                 raise GenkitError(f"benchmark: {name} must be positive, not {getattr(self, name)}")
         if self.reference is not None:
@@ -110,7 +111,7 @@ def words(entry: Entry | float) -> str:
 
 
 class Ends(NamedTuple):
-    """Where a solver ends (N, ...), its evaluations, and the seconds it took, the median over repeats."""
+    """Where a solver ends (N, ...), its evaluations, and the seconds it took."""
 
     x: Tensor
     nfe: int
@@ -151,20 +152,18 @@ class Trial:
         return keyed_generator(self.seed, "samplers", what, int(part[0]), device=self.run.objective.device)
 
     @torch.no_grad()
-    def ends(self, solver: Solver, repeats: int = 0) -> Ends:
+    def ends(self, solver: Solver) -> Ends:
         """Raises GenkitError for ends that are not finite, and what the solver raises."""
-        seconds: list[float] = []
-        for _ in range(1 + repeats):
-            start = time.perf_counter()
-            found = [
-                solver.solve(field, x, generator=self.generator("solver", part))
-                for field, x, part in zip(self.fields, self.noise, self.parts, strict=True)
-            ]
-            x = torch.cat([solution.x for solution in found]).cpu()  # waits for the device
-            seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        found = [
+            solver.solve(field, x, generator=self.generator("solver", part))
+            for field, x, part in zip(self.fields, self.noise, self.parts, strict=True)
+        ]
+        x = torch.cat([solution.x for solution in found]).cpu()  # waits for the device
+        seconds = time.perf_counter() - start
         if not bool(x.isfinite().all()):
             raise GenkitError("samples are not finite")
-        return Ends(x, max(solution.nfe for solution in found), statistics.median(seconds[min(1, repeats) :]))
+        return Ends(x, max(solution.nfe for solution in found), seconds)
 
 
 def benchmark(
@@ -174,14 +173,33 @@ def benchmark(
     judge = Judge(run.dataset, options.samples, seed=options.seed)
     metric = next(entry for entry in judge.about() if entry["lower"] is not None)
     judge.names = [metric["name"]]
-    trial = Trial(run, judge, run.guidance(options.guidance), options.batch_size, options.seed)
+    guide = run.guidance(options.guidance)
+    trials = [
+        Trial(run, judge, guide, options.batch_size, options.seed + draw) for draw in range(options.draws)
+    ]
 
-    def judged(x: Tensor) -> float:
-        return judge.samples(run.objective.view.decode(x), trial.y)[metric["name"]]
+    def solved(solver: Solver) -> list[Ends]:
+        return [trial.ends(solver) for trial in trials]
+
+    def measured(found: list[Ends]) -> Json:
+        """Medians over the draws, and the metric of each."""
+        metrics = [
+            judge.samples(run.objective.view.decode(ends.x), trials[0].y)[metric["name"]] for ends in found
+        ]
+        return {
+            "nfe": max(ends.nfe for ends in found),
+            "seconds": statistics.median(ends.seconds for ends in found),
+            "metric": statistics.median(metrics),
+            "metrics": metrics,
+        }
+
+    def apart(found: list[Ends], others: list[Ends]) -> float:
+        pairs = zip(found, others, strict=True)
+        return float(torch.cat([distance(one.x, other.x) for one, other in pairs]).mean())
 
     progress("reference")
-    exact = trial.exact if options.reference is None else SOLVERS.build(options.reference)
-    reference, half = trial.ends(exact), trial.ends(exact.paced(max(1, exact.steps // 2)))
+    exact = trials[0].exact if options.reference is None else SOLVERS.build(options.reference)
+    reference, half = solved(exact), solved(exact.paced(max(1, exact.steps // 2)))
     curves: list[dict[str, Any]] = []
     for entry, grid in options.pairs():
         cls = SOLVERS.get(entry["name"])
@@ -189,7 +207,7 @@ def benchmark(
             "solver": words(entry),
             "grid": None if grid is None else words(grid),
             "group": group(cls),
-            "refused": SOLVERS.build(entry).lacks(trial.fields[0]),
+            "refused": SOLVERS.build(entry).lacks(trials[0].fields[0]),
             "points": [],
         }
         curves.append(curve)
@@ -198,10 +216,10 @@ def benchmark(
         progress(" ".join(filter(None, (curve["solver"], curve["grid"]))))
         for point, chosen in settings(entry, grid, options):
             try:
-                found = trial.ends(SOLVERS.build(entry, **chosen), options.repeats)
-                point |= {"nfe": found.nfe, "seconds": found.seconds, "metric": judged(found.x)}
+                ends = solved(SOLVERS.build(entry, **chosen))
+                point |= measured(ends)
                 if not issubclass(cls, Forward):
-                    point["error"] = float(distance(found.x, reference.x).mean())
+                    point["error"] = apart(ends, reference)
             except GenkitError as error:
                 point["failed"] = str(error)
             curve["points"].append(point)
@@ -212,10 +230,8 @@ def benchmark(
         "floor": judge.floors()[metric["name"]],
         "reference": {
             "solver": f"{SOLVERS.name_of(exact)}, {exact.steps} steps",
-            "nfe": reference.nfe,
-            "seconds": reference.seconds,
-            "metric": judged(reference.x),
-            "error": float(distance(half.x, reference.x).mean()),
+            **measured(reference),
+            "error": apart(reference, half),
         },
         "curves": curves,
         "options": asdict(options) | {"samples": judge.count},
@@ -327,12 +343,18 @@ def name_of(curve: Json) -> str:
 
 
 def cell(curve: Json, budget: int, key: str) -> str:
-    for point in curve["points"]:
-        if point.get("budget") == budget:
-            if "failed" in point:
-                return "failed"
-            return number(1e3 * point[key] if key == "seconds" else point[key]) if key in point else "–"
-    return "–"
+    return next((shown(point, key) for point in curve["points"] if point.get("budget") == budget), "–")
+
+
+def shown(point: Json, key: str) -> str:
+    """A metric with its range over the draws, seconds as milliseconds."""
+    if "failed" in point:
+        return "failed"
+    if key not in point:
+        return "–"
+    low, high = (number(end(point["metrics"])) for end in (min, max))
+    spread = f" ({low} to {high})" if key == "metric" and low != high else ""
+    return number(1e3 * point[key] if key == "seconds" else point[key]) + spread
 
 
 def markdown(report: Json) -> str:
@@ -344,17 +366,17 @@ def markdown(report: Json) -> str:
     lines = [
         f"# Samplers on {report['run']}",
         "",
-        f"{capital(report['data'])}, {options['samples']} samples from the same noise (seed {options['seed']}), "
-        f"guidance {words(options['guidance'])}. {capital(metric['words'])} to held-out data, of real data "
-        f"{number(report['floor'])}. The reference ({reference['solver']}) takes {reference['nfe']} evaluations "
-        f"and has {number(reference['metric'])}; "
+        f"{capital(report['data'])}, {options['samples']} samples from the same noise, guidance "
+        f"{words(options['guidance'])}; medians of {options['draws']} draws from seed {options['seed']} on, with their "
+        f"range. {capital(metric['words'])} to held-out data, of real data {number(report['floor'])}. The reference "
+        f"({reference['solver']}) takes {reference['nfe']} evaluations and has {shown(reference, 'metric')}; "
         f"with half the steps it ends {number(reference['error'])} from there. "
         f"{report['machine']['device']}, {report['machine']['threads']} threads, torch {report['machine']['torch']}.",
     ]
     heads = {
         "metric": capital(metric["words"]),
         "error": "Distance of the ends to the reference's, root mean square of the values of a sample",
-        "seconds": f"Milliseconds for all samples, median of {options['repeats']}",
+        "seconds": "Milliseconds for all samples of a draw",
     }
     best = [(budget, ranked(fixed, budget, metric["lower"])[:3]) for budget in budgets]
     lines += ["", *(f"- Best at {budget}: {listed(names)}." for budget, names in best if names)]
@@ -364,9 +386,12 @@ def markdown(report: Json) -> str:
         lines += table(["solver", "grid", *map(str, budgets)], rows)
     if points := [(curve, point) for curve in curves if curve["grid"] is None for point in curve["points"]]:
         lines += ["", "## Steps by tolerance", ""]
-        rows = [[curve["solver"], f"{point['tolerance']:g}", *by_tolerance(point)] for curve, point in points]
-        heads_of = ["evaluations", metric["words"], "distance", "ms"]
-        lines += table(["solver", "tolerance", *heads_of], rows)
+        columns = {"nfe": "evaluations", "metric": metric["words"], "error": "distance", "seconds": "ms"}
+        rows = [
+            [curve["solver"], f"{point['tolerance']:g}", *(shown(point, key) for key in columns)]
+            for curve, point in points
+        ]
+        lines += table(["solver", "tolerance", *columns.values()], rows)
     failed = {
         f"{name_of(curve)}: {curve['refused'] or point['failed']}"
         for curve in report["curves"]
@@ -376,17 +401,6 @@ def markdown(report: Json) -> str:
     if failed:
         lines += ["", "## What could not be used", "", *(f"- {line}" for line in sorted(failed))]
     return "\n".join(lines) + "\n"
-
-
-def by_tolerance(point: Json) -> list[str]:
-    if "failed" in point:
-        return ["failed"] * 4
-    return [
-        str(point["nfe"]),
-        number(point["metric"]),
-        number(point["error"]),
-        number(1e3 * point["seconds"]),
-    ]
 
 
 def ranked(curves: list[Json], budget: int, lower: bool) -> list[str]:
@@ -408,7 +422,8 @@ def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
 
 @styled
 def draw_solvers(report: Json) -> Figure | None:
-    """The metric against evaluations and against seconds: solvers in groups, each on the first of its grids."""
+    """The metric, its median and range over the draws, against evaluations and against seconds: solvers in groups,
+    each on the first of its grids."""
     first: dict[str, Json] = {}
     for curve in report["curves"]:
         if any("metric" in point for point in curve["points"]):
@@ -429,6 +444,10 @@ def draw_solvers(report: Json) -> Figure | None:
             for curve in curves:
                 chosen = look[curve["solver"]]
                 plot(ax, curve, x, "metric", color=chosen.colour, marker=chosen.marker, zorder=4)
+                for point in (point for point in curve["points"] if "metric" in point):
+                    ax.vlines(
+                        point[x], min(point["metrics"]), max(point["metrics"]), color=chosen.colour, alpha=0.5
+                    )
             ax.axhline(report["floor"], color="#9aa1a9", linewidth=4, alpha=0.45, zorder=1)
             ax.axhline(
                 report["reference"]["metric"], color="#6a737d", linewidth=1, linestyle=(0, (4, 3)), zorder=2

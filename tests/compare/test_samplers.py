@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from genkit.__main__ import main
-from genkit.compare.samplers import BenchmarkOptions, Trial, benchmark, costs, draw_solvers, fit_grid, write
+from genkit.compare.numbers import number
+from genkit.compare.samplers import (
+    BenchmarkOptions,
+    Trial,
+    benchmark,
+    costs,
+    draw_solvers,
+    fit_grid,
+    markdown,
+    write,
+)
 from genkit.errors import GenkitError
 from genkit.metrics import Judge
 from genkit.objectives import OBJECTIVES
@@ -62,7 +72,7 @@ def points(report: dict[str, Any], solver: str, grid: str = "uniform") -> dict[i
 
 def test_all_solvers_within_their_budgets(gaussian, tmp_path):
     budgets = [1, 2, 4, 8, 31]
-    options = BenchmarkOptions(samples=40, grids=["uniform"], evaluations=budgets, repeats=1)
+    options = BenchmarkOptions(samples=40, grids=["uniform"], evaluations=budgets, draws=1)
     report = benchmark(gaussian, options)
     assert [curve["solver"] for curve in report["curves"]] == SOLVERS.names()
     assert not [c for c in report["curves"] if c["refused"]]
@@ -89,9 +99,25 @@ def test_all_solvers_within_their_budgets(gaussian, tmp_path):
     assert json.loads((tmp_path / "samplers.json").read_text())["curves"] == report["curves"]
 
 
+def test_several_draws_are_shown_with_their_range(runs, tmp_path):
+    options = {"samples": 20, "solvers": ["euler", "ancestral"], "grids": ["uniform"], "evaluations": [2]}
+    report, one_draw = (
+        benchmark(runs["independent"], BenchmarkOptions(**options, draws=draws)) for draws in (3, 1)
+    )
+    for name in ("euler", "ancestral"):
+        point = points(report, name)[2]
+        (alone,) = points(one_draw, name)[2]["metrics"]
+        assert point["metrics"][0] == alone
+        low, middle, high = sorted(point["metrics"])
+        assert low < point["metric"] == middle < high
+        cells = next(line for line in markdown(report).splitlines() if line.startswith(f"| {name} | uniform"))
+        assert cells == f"| {name} | uniform | {number(middle)} ({number(low)} to {number(high)}) |"
+    assert "medians of 3 draws from seed 0 on" in write(report, tmp_path).read_text()
+
+
 def test_errors_are_distances_to_the_exact_flow(gaussian):
     """Of the way that the flow takes in closed form."""
-    options = BenchmarkOptions(samples=30, solvers=["midpoint"], grids=["cosine"], evaluations=[6], repeats=1)
+    options = BenchmarkOptions(samples=30, solvers=["midpoint"], grids=["cosine"], evaluations=[6], draws=1)
     (point,) = benchmark(gaussian, options)["curves"][0]["points"]
     trial = Trial(gaussian, Judge(gaussian.dataset, 30), gaussian.guidance(1.0), 512, 0)
     flow, zero, one = GaussianFlow.example(dtype=torch.float32), torch.tensor(0.0), torch.tensor(1.0)
@@ -109,7 +135,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(runs, tmp_path):
         evaluations=[2],
         tolerances=[1e-3],
         reference={"name": "heun", "steps": 4},
-        repeats=1,
+        draws=1,
     )
     report = benchmark(runs["coupled"], options)
     table = write(report, tmp_path).read_text()
@@ -125,7 +151,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(runs, tmp_path):
 
 def test_a_model_of_data_has_another_reference(runs):
     options = BenchmarkOptions(
-        samples=20, solvers=["heun", "dpmpp"], grids=["uniform"], evaluations=[4], repeats=1
+        samples=20, solvers=["heun", "dpmpp"], grids=["uniform"], evaluations=[4], draws=1
     )
     report = benchmark(runs["data"], options)
     assert report["reference"]["solver"] == "exponential, 256 steps"
@@ -136,9 +162,9 @@ def test_a_model_of_data_has_another_reference(runs):
 def test_samples_do_not_depend_on_what_else_is_measured(runs):
     """The same noise for all, also for methods that draw."""
     both = BenchmarkOptions(
-        samples=20, solvers=["tada", "euler"], grids=["cosine", "uniform"], evaluations=[3], repeats=2
+        samples=20, solvers=["tada", "euler"], grids=["cosine", "uniform"], evaluations=[3], draws=1
     )
-    alone = BenchmarkOptions(samples=20, solvers=["tada"], grids=["uniform"], evaluations=[3], repeats=1)
+    alone = BenchmarkOptions(samples=20, solvers=["tada"], grids=["uniform"], evaluations=[3], draws=1)
     found = [
         points(benchmark(runs["independent"], options), "tada")[3]["metric"] for options in (both, alone)
     ]
@@ -161,7 +187,7 @@ def test_costs_are_those_of_the_solver(name, budget):
         ({"evaluations": []}, "evaluations must be positive and distinct"),
         ({"evaluations": [0]}, "evaluations must be positive"),
         ({"tolerances": [0.0]}, "tolerances must be positive"),
-        ({"repeats": 0}, "repeats must be positive"),
+        ({"draws": 0}, "draws must be positive"),
         ({"solvers": ["huen"]}, "did you mean 'heun'"),
         ({"solvers": [{"name": "heun", "steps": 3}]}, "leave them out"),
         ({"solvers": [{"name": "heun", "order": 3}]}, "no option 'order'"),
@@ -201,7 +227,7 @@ def test_the_command_line_fits_and_uses_a_grid(runs, tmp_path, capsys):
     assert "6 network calls" in capsys.readouterr().out
     assert main([*sample, "--steps", "4"]) == 2
     assert "has times for 3 steps, not 4" in capsys.readouterr().err
-    bench = ["benchmark", "samplers", run, "samples=8", "solvers=[heun]", "repeats=1", "--out", str(out)]
+    bench = ["benchmark", "samplers", run, "samples=8", "solvers=[heun]", "draws=1", "--out", str(out)]
     grids = f"grids=[uniform,{{name: fitted, file: {file}}}]"
     assert main([*bench, grids, "evaluations=[2,6,8]"]) == 0
     report = json.loads((out / "samplers.json").read_text())
