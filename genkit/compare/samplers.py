@@ -382,7 +382,11 @@ def markdown(report: Json) -> str:
     lines += ["", *(f"- Best at {budget}: {listed(names)}." for budget, names in best if names)]
     for key, head in heads.items() if fixed else ():
         lines += ["", f"## {head}, by network evaluations at most", ""]
-        rows = [[curve["solver"], curve["grid"], *(cell(curve, b, key) for b in budgets)] for curve in fixed]
+        rows = [
+            [curve["solver"], curve["grid"], *(cell(curve, b, key) for b in budgets)]
+            for curve in fixed
+            if any(key in point or "failed" in point for point in curve["points"])
+        ]
         lines += table(["solver", "grid", *map(str, budgets)], rows)
     if points := [(curve, point) for curve in curves if curve["grid"] is None for point in curve["points"]]:
         lines += ["", "## Steps by tolerance", ""]
