@@ -150,9 +150,11 @@ def one_shot(arm: Json) -> bool:
 
 
 def conditional(report: Json) -> bool:
-    """Whether sample i is of class i % classes in all arms; an arm says otherwise by `conditional: false`."""
-    arms = report["arms"].values()
-    return bool(report["data"].get("classes")) and all(arm.get("conditional", True) for arm in arms)
+    """Whether sample i is of class i % classes in all arms; an arm says otherwise by `conditional: false`, the data by
+    `in_turn: false`."""
+    data, arms = report["data"], report["arms"].values()
+    in_turn = bool(data.get("classes")) and data.get("in_turn", True)
+    return in_turn and all(arm.get("conditional", True) for arm in arms)
 
 
 def seeds(report: Json) -> int:

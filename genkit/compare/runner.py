@@ -21,10 +21,10 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from genkit.compare.evaluate import (
     SHOWN_POINTS,
+    SHOWN_ROWS,
     SHOWN_TEXTS,
     EvaluationOptions,
     RunScorer,
@@ -36,7 +36,7 @@ from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose
 from genkit.files import check_links, free_name, write_atomically, write_json, write_text
 from genkit.guidance import build_guidance
-from genkit.metrics import Judge
+from genkit.metrics import Judge, in_turn
 from genkit.metrics.extractor import PINNED, pinned
 from genkit.objectives import Objective
 from genkit.processes import rank
@@ -56,6 +56,7 @@ from genkit.registry import plugins_behind, resolve_options
 from genkit.solvers import SOLVERS
 from genkit.tensors import tensors_hash
 from genkit.training.callbacks import read_rows
+from genkit.training.machine import sources
 from genkit.types import DataSpec
 from genkit.unmasking import UNMASKERS
 
@@ -268,6 +269,7 @@ def compare(
             "classes": spec.classes,
             "condition": spec.condition,
             "class_names": list(spec.class_names),
+            "in_turn": classes_in_turn(judge),
             "text": spec.tokenizer.partition(":")[0],
             "characters": spec.characters,
             "rate": spec.rate,
@@ -383,7 +385,7 @@ def evaluated(
         plain["guide"] = tensors_hash(guide.state_dict())
     extractor = PINNED.get(pinned(run.spec) or "")
     plugins = plugins_behind({*judge.names, *names_in(plain)})
-    made_from = [run.hash, run.dataset.hash, plain, extractor, judge.names, plugins]
+    made_from = [run.hash, run.dataset.hash, plain, extractor, judge.names, plugins, sources()]
     for spec in (run.dataset.resized(size).spec for size in options.sizes):
         made_from.append(PINNED.get(pinned(spec) or ""))
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
@@ -440,6 +442,14 @@ def curve(run: Run) -> list[list[float]]:
         raise GenkitError(f"{path} is corrupt: {error}; remove it") from None
 
 
+def classes_in_turn(judge: Judge) -> bool:
+    """Whether the class of sample i is i % classes, of all that are shown."""
+    classes, y = judge.dataset.spec.classes, judge.conditions
+    if classes is None or y is None:
+        return False
+    return torch.equal(y[:SHOWN_ROWS], torch.arange(len(y))[:SHOWN_ROWS] % classes)
+
+
 def save_data(run: Run, out: Path, options: EvaluationOptions) -> list[str] | None:
     """Keeps test rows to show beside samples, by class in turn, and of 2-D data points of the source; returns texts."""
     split = run.dataset.split("test")
@@ -455,11 +465,3 @@ def save_data(run: Run, out: Path, options: EvaluationOptions) -> list[str] | No
     if rank() == 0:
         write_atomically(out / "data.safetensors", lambda file: file.write(save(content)))
     return texts.get("test")
-
-
-def in_turn(y: Tensor) -> Tensor:
-    """Row numbers such that the classes y (N,) come in turn, as long as each has rows."""
-    order = y.argsort(stable=True)
-    counts = torch.bincount(y)
-    place = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[order]]  # of a row within its class
-    return order[(place * len(counts) + y[order]).argsort()]

@@ -352,6 +352,8 @@ def shown(point: Json, key: str) -> str:
         return "failed"
     if key not in point:
         return "–"
+    if key == "nfe":
+        return str(point[key])
     low, high = (number(end(point["metrics"])) for end in (min, max))
     spread = f" ({low} to {high})" if key == "metric" and low != high else ""
     return number(1e3 * point[key] if key == "seconds" else point[key]) + spread
@@ -438,11 +440,14 @@ def draw_solvers(report: Json) -> Figure | None:
     if not groups:
         return None
     grids = sorted({curve["grid"] for curve in first.values() if curve["grid"]})
-    fig = figure(report, len(groups), 2, f"{report['data']}, on {listed(grids)}" if grids else report["data"])
-    axes = fig.subplots(2, len(groups), sharey=True, sharex="row", squeeze=False)
+    fig = figure(
+        report, len(groups), 2.6, f"{report['data']}, on {listed(grids)}" if grids else report["data"]
+    )
+    rows = {"height_ratios": [0.07 * max(map(len, groups.values())), 1, 1]}
+    keys, *axes = fig.subplots(3, len(groups), sharey="row", sharex="row", squeeze=False, gridspec_kw=rows)
     for column, (title, curves) in enumerate(sorted(groups.items())):
         look = looks_of(curve["solver"] for curve in curves)
-        for ax, x in zip(axes[:, column], ("nfe", "seconds"), strict=True):
+        for ax, x in zip((axes[0][column], axes[1][column]), ("nfe", "seconds"), strict=True):
             for curve in first.values():
                 plot(ax, curve, x, "metric", color="#d5d9de", linewidth=0.8, zorder=1)
             for curve in curves:
@@ -459,13 +464,14 @@ def draw_solvers(report: Json) -> Figure | None:
             ax.set_xlabel(
                 "Network evaluations" if x == "nfe" else f"Seconds for {report['options']['samples']} samples"
             )
-        axes[0, column].set_title(capital(title))
         handles = [
             Line2D([], [], color=look[name].colour, marker=look[name].marker, label=name) for name in look
         ]
-        axes[0, column].legend(handles=handles, loc="upper right", fontsize=7.5)
-    for ax in axes[:, 0]:
-        ax.set_ylabel(capital(report["metric"]["words"]))
+        keys[column].set_axis_off()
+        keys[column].set_title(capital(title))
+        keys[column].legend(handles=handles, loc="upper left", fontsize=7.5, borderaxespad=0)
+    for row in axes:
+        row[0].set_ylabel(capital(report["metric"]["words"]))
     finish(axes[0], [1, 2, 4, 8, 16, 32, 64, 256, 1024])
     finish(axes[1], None)
     marks = [
@@ -515,7 +521,7 @@ def draw_grids(report: Json) -> Figure | None:
     return fig
 
 
-def figure(report: Json, columns: int, rows: int, title: str) -> Figure:
+def figure(report: Json, columns: int, rows: float, title: str) -> Figure:
     fig = Figure(
         figsize=(max(5.0, 2.9 * columns), 0.8 + 2.8 * rows), dpi=DPI, layout="constrained", facecolor="white"
     )

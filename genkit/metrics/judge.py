@@ -32,7 +32,7 @@ class Judge:
     """The metrics of one data set. Their reference rows are filled in once, however many models are judged.
 
         judge.prompts                      rows that samples are to answer, of data with prompts
-        judge.conditions                   the y that samples are to have: classes in turn, or those of the test rows
+        judge.conditions                   the y that samples are to have, those of the test rows
         judge.samples(x, y)                {metric: number} of samples x (count, *shape) of the classes or conditions y
         judge.floors()                     the same of real data: no model can be expected to do better
         judge.log_probs(parts)             {metric: {...}} of the log-probabilities of test rows
@@ -74,11 +74,10 @@ class Judge:
 
     @cached_property
     def conditions(self) -> Tensor | None:
-        """What samples are asked to be: classes in turn (count,), or the conditions (count, K) of the test rows that
-        they are compared with; None for data without."""
-        if self.dataset.spec.classes:
-            return torch.arange(self.count) % self.dataset.spec.classes
-        return self._rows("test", self.count)[1] if self.dataset.spec.condition else None
+        """What samples are asked to be: the classes (count,), in turn as long as each has some, or the conditions
+        (count, K) of the test rows that they are compared with; None for data without."""
+        y = self._rows("test", self.count)[1]
+        return y if y is None or not self.dataset.spec.classes else y[in_turn(y)]
 
     def samples(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
         found = {
@@ -203,6 +202,14 @@ class Judge:
         order = torch.randperm(len(split), generator=keyed_generator(self.seed, "judge", part))
         x, y = split.take(order[:count])
         return x.cpu(), None if y is None else y.cpu()
+
+
+def in_turn(y: Tensor) -> Tensor:
+    """Row numbers such that the classes y (N,) come in turn, as long as each has rows."""
+    order = y.argsort(stable=True)
+    counts = torch.bincount(y)
+    place = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[order]]  # of a row within its class
+    return order[(place * len(counts) + y[order]).argsort()]
 
 
 def alone() -> bool:

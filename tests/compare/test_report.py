@@ -473,6 +473,9 @@ def test_columns_are_classes_of_conditional_arms_only():
     report["arms"]["fm-ot"]["conditional"] = False
     assert not conditional(report)
     assert not conditional(plane_report())
+    report = image_report()
+    report["data"]["in_turn"] = False  # some class is rare
+    assert not conditional(report)
 
 
 def test_guidance_with_options_and_missing_words_do_not_break_the_page(tmp_path, unillustrated):

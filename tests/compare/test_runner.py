@@ -212,11 +212,6 @@ def test_a_comparison_stays_in_its_folder(comparison):
         comparison({"fm": "flow_matching"}, name="../x")
 
 
-def test_rows_of_classes_in_turn():
-    order = runner.in_turn(torch.tensor([2, 0, 0, 1, 2]))
-    assert torch.tensor([2, 0, 0, 1, 2])[order].tolist() == [0, 1, 2, 0, 2]
-
-
 def test_names_of_nested_options_are_found():
     options = {"solver": {"name": "euler", "grid": {"name": "mine"}}, "guidance": 1.0}
     assert runner.names_in(options) == {"euler", "mine"}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genkit.data import DATASETS, Dataset, TensorSplit
 from genkit.errors import GenkitError
-from genkit.metrics import METRICS, Judge
+from genkit.metrics import METRICS, Judge, in_turn
 from genkit.metrics.base import DataMetric, TwoSample
 from genkit.types import DataSpec, LogProb
 
@@ -73,7 +73,16 @@ def test_samples_have_the_conditions_of_the_rows_they_are_compared_with():
     assert judge.floors()["wasserstein"] == pytest.approx(0.25)
     assert "joint_wasserstein" not in judge.samples(rows)
     assert Judge(Line()).conditions is None
-    assert Judge(DATASETS.build("moons", labels=True, n_test=5)).conditions.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_samples_have_the_classes_of_the_rows_they_are_compared_with_in_turn():
+    data = DATASETS.build("breast_cancer", labels=True)
+    y, real = Judge(data, 40).conditions, Judge(data, 40)._rows("test", 40)[1]
+    assert y is not None
+    assert real is not None
+    assert y.bincount().tolist() == real.bincount().tolist() == [15, 25]
+    assert y[:30].tolist() == 15 * [0, 1]
+    assert in_turn(torch.tensor([2, 0, 0, 1, 2])).tolist() == [1, 3, 0, 2, 4]
 
 
 @pytest.mark.parametrize("count", [11, 1, -3])
