@@ -11,6 +11,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,17 +48,58 @@ REGISTRIES = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(
-        prog="genkit",
-        description="Generative models with interchangeable objectives on one backbone.",
-        allow_abbrev=False,
+class Parser(argparse.ArgumentParser):
+    """Says which option or command is nearest to an unknown one, and takes no empty words for none."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+        self.register("type", None, filled)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.check_flags(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def check_flags(self, words: Sequence[str]) -> None:
+        """Ends with status 2 at the first word that stands for an option and is none, before what follows from it."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for word in words:
+            if word == "--" or (self._subparsers and not word.startswith("-")):
+                return  # what follows is no option, or one of a command
+            if not re.match(r"-[^\d.]", word) or " " in word:
+                continue
+            name = word.partition("=")[0]
+            if name not in flags and (name.startswith("--") or name[:2] not in flags):
+                overrides = any(action.metavar == "key=value" for action in self._actions)
+                hint = "; values are set without dashes, by key=value" if overrides else ""
+                self.error(f"{choose(name, flags, 'option')}{hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            word = str(action.metavar or "choice").lower()
+            raise argparse.ArgumentError(None, str(choose(value, action.choices, word)))
+
+
+def filled(text: str) -> str:
+    """A word of the command line, and no empty one: an option that is left out has its default."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def path(text: str) -> Path:
+    return Path(filled(text))
+
+
+def parser() -> Parser:
+    root = Parser(
+        prog="genkit", description="Generative models with interchangeable objectives on one backbone."
     )
     root.add_argument("--version", action="store_true", help="print the version")
     commands = root.add_subparsers(dest="command", metavar="COMMAND")
+    commands.type = str  # a command looks at its own words
 
-    def command(name: str, help: str, **kwargs: Any) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, description=help, allow_abbrev=False, **kwargs)
+    def command(name: str, help: str, **kwargs: Any) -> Parser:
+        added = commands.add_parser(name, help=help, description=help, **kwargs)
         added.add_argument(
             "--plugin",
             action="append",
@@ -73,6 +115,9 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     place: dict[str, Any] = {"default": "auto", "help": "cpu, cuda, ... (default: a GPU where there is one)"}
+    checkpoint: dict[str, Any] = {
+        "help": "other weights than the final ones: a step of training.snapshots, best, last, or a file .safetensors"
+    }
     overrides: dict[str, Any] = {
         "nargs": "*",
         "metavar": "key=value",
@@ -83,11 +128,12 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", help="a YAML file")
     train.add_argument("overrides", **overrides)
     train.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/<name of the recipe>)"
+        "--out", type=path, metavar="FOLDER", help="the run folder (default: runs/<name of the recipe>)"
     )
 
     sample = command("sample", "Sample a trained run.")
     sample.add_argument("run", help="a run folder")
+    sample.add_argument("--checkpoint", **checkpoint)
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     sample.add_argument(
         "--solver",
@@ -103,7 +149,9 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--top-p", type=float, metavar="P", help="draw from the most probable symbols of share P"
     )
-    sample.add_argument("--prompt", help="what is given of each sample, in the words of the data set")
+    sample.add_argument(
+        "--prompt", type=str, help="what is given of each sample, in the words of the data set"
+    )
     sample.add_argument("--task", help="of data with several kinds of rows")
     sample.add_argument(
         "--resolution", type=int, metavar="SIDE", help="of images, where the model can change it (ambient)"
@@ -170,19 +218,20 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--device", **place)
     sample.add_argument(
         "--out",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="a picture .png, text .txt, sound .wav, or arrays .npy, .safetensors (default: samples, by the data)",
     )
 
     evaluate = command("evaluate", "Measure a trained run, and print the figures.")
     evaluate.add_argument("run", help="a run folder")
+    evaluate.add_argument("--checkpoint", **checkpoint)
     evaluate.add_argument("--device", **place)
     options = {**overrides, "help": "options, such as samples=1000 steps=[1,2,4]"}
     evaluate.add_argument("overrides", **options)
 
     info = command("info", "What is known of a run, or of the runs of a comparison.")
-    info.add_argument("run", type=Path, help="a run folder, or the folder of a comparison")
+    info.add_argument("run", type=path, help="a run folder, or the folder of a comparison")
 
     compare = command("compare", "Train the arms of a comparison, evaluate them alike, and write a report.")
     compare.add_argument("recipe", help="a YAML file with `arms`")
@@ -195,7 +244,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for one in (compare, reproduce):
         one.add_argument("overrides", **overrides)
-        one.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
+        one.add_argument("--out", type=path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
         one.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})
         one.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
 
@@ -204,15 +253,17 @@ def parser() -> argparse.ArgumentParser:
     )
     benchmark.add_argument("what", choices=["samplers"], help="what is compared")
     benchmark.add_argument("run", help="a run folder")
+    benchmark.add_argument("--checkpoint", **checkpoint)
     options = {**overrides, "help": "options, such as samples=500 solvers=[heun,dpmpp] grids=[uniform,edm]"}
     benchmark.add_argument("overrides", **options)
     benchmark.add_argument("--device", **place)
     benchmark.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="(default: runs/samplers/<name of the run>)"
+        "--out", type=path, metavar="FOLDER", help="(default: runs/samplers/<name of the run>)"
     )
 
     grid = command("fit-grid", "Fit a time grid of few steps to a trained flow, for the grid `fitted`.")
     grid.add_argument("run", help="a run folder")
+    grid.add_argument("--checkpoint", **checkpoint)
     grid.add_argument(
         "--solver", required=True, help="of a fixed number of steps and without noise, such as heun"
     )
@@ -223,7 +274,7 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     grid.add_argument("--device", **place)
     grid.add_argument(
-        "--out", type=Path, metavar="FILE", default=Path("grid.json"), help="(default: grid.json)"
+        "--out", type=path, metavar="FILE", default=Path("grid.json"), help="(default: grid.json)"
     )
 
     list_ = command("list", "What the registries hold, a line each.")
@@ -329,7 +380,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
     from genkit.recipe import load
 
     writable(arguments.out or Path("samples.png"), SUFFIXES)
-    run = load(arguments.run, device=device(arguments.device))
+    run = load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device))
     asked = [
         word for word in PARTICLES if getattr(arguments, word.replace("-", "_")) not in (None, False, [])
     ]
@@ -385,13 +436,16 @@ ENTRIES = ("solver", "unmasker", "inverter", "guidance")
 
 
 def entry(text: str | None, key: str) -> Any:
-    """A name, a number, or a mapping with `name` and options, as a recipe has it."""
+    """A name, a number, or a mapping with `name` and options, as a recipe has it. Raises GenkitError for a null."""
     from genkit.recipe import override
 
     try:
-        return text and float(text)
+        return None if text is None else float(text)
     except ValueError:
-        return override({}, [f"{key}={text}"])[key]
+        found = override({}, [f"{key}={text}"])[key]
+    if found is None:
+        raise GenkitError(f"--{key} {text} names none: leave it out for the default")
+    return found
 
 
 PARTICLES = ("compose", "beta", "particles", "divide-prior", "control", "model", "resampler", "move")
@@ -460,7 +514,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     from genkit.recipe import load, override
     from genkit.registry import resolve_options
 
-    run = load(arguments.run, device=device(arguments.device))
+    run = load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device))
     given = override({}, arguments.overrides)
     options = EvaluationOptions(**resolve_options(EvaluationOptions, given, "evaluate"))
     for key in ("unmaskers_on", "control_on"):
@@ -542,7 +596,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
 
     out = arguments.out or Path("runs/samplers") / Path(arguments.run).name
     writable(out / "table.md")
-    run = load(arguments.run, device=device(arguments.device))
+    run = load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device))
     given = override({}, arguments.overrides)
     options = BenchmarkOptions(**resolve_options(BenchmarkOptions, given, "benchmark"))
     with listening() as listener:
@@ -560,7 +614,7 @@ def run_fit_grid(arguments: argparse.Namespace) -> None:
     writable(arguments.out)
     solver = entry(arguments.solver, "solver")
     found = fit_grid(
-        load(arguments.run, device=device(arguments.device)),
+        load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device)),
         solver,
         arguments.steps,
         samples=arguments.samples,
@@ -579,7 +633,8 @@ def run_fit_grid(arguments: argparse.Namespace) -> None:
         print(f"it is fitted to its own noise: take more --samples, or the grid {best}")
     options = {"name": solver} if isinstance(solver, str) else solver
     chosen = json.dumps(options | {"grid": {"name": "fitted", "file": str(arguments.out)}})
-    print(f"try: genkit sample {arguments.run} --steps {arguments.steps} --solver '{chosen}'")
+    which = f" --checkpoint {arguments.checkpoint}" if arguments.checkpoint else ""
+    print(f"try: genkit sample {arguments.run}{which} --steps {arguments.steps} --solver '{chosen}'")
 
 
 def run_list(arguments: argparse.Namespace) -> None:

@@ -47,10 +47,11 @@ from genkit.registry import (
     resolve_options,
 )
 from genkit.solvers import SOLVERS, Solver
-from genkit.tensors import read_tensors, write_tensors
+from genkit.tensors import read_tensors, tensors_hash, write_tensors
 from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import Report
 from genkit.training.machine import made_with
+from genkit.training.weights import find_weights, kept_weights, read_weights
 from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
 
@@ -326,17 +327,25 @@ class Run:
     """A trained model with its recipe.
 
     run.sample(64, steps=4, solver="heun").x     run.log_prob(x, y).value
+
+    checkpoint: the name of the file that its weights come from, such as best or step_200; None for the final ones.
     """
 
     def __init__(
-        self, folder: Path, recipe: Recipe, objective: Objective, environment: dict[str, Any]
+        self,
+        folder: Path,
+        recipe: Recipe,
+        objective: Objective,
+        environment: dict[str, Any],
+        checkpoint: str | None = None,
     ) -> None:
         self.folder, self.recipe, self.objective, self.environment = folder, recipe, objective, environment
+        self.checkpoint = checkpoint
         self._snapshots: dict[Path, Objective] = {}
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.name if self.checkpoint is None else f"{self.folder.name} ({self.checkpoint})"
 
     @property
     def spec(self) -> DataSpec:
@@ -358,7 +367,9 @@ class Run:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of the weights' file: the identity of a teacher."""
+        """SHA-256 (hex) of the weights' file, of a checkpoint of its weights: the identity of a teacher."""
+        if self.checkpoint is not None:
+            return tensors_hash(self.objective.state_dict())
         return hashlib.sha256((self.folder / "model.safetensors").read_bytes()).hexdigest()
 
     def to(self, device: torch.device | str) -> Run:
@@ -415,39 +426,20 @@ class Run:
     @property
     def snapshots(self) -> dict[int, Path]:
         """The files of the snapshots that training kept, by step."""
-        found = self.folder.glob("snapshots/step_*.safetensors")
-        steps = {path.stem.removeprefix("step_"): path for path in found}
-        return {int(step): steps[step] for step in sorted(filter(str.isdigit, steps), key=int)}
+        return {int(name): path for name, path in kept_weights(self.folder).items() if name.isdecimal()}
 
     def snapshot(self, checkpoint: int | str | None = None) -> Objective:
-        """The model with other weights: of a step, of a file .safetensors seen from the run folder, or (null) of the
-        first snapshot. Raises GenkitError for what is not there, or is of another model."""
-        kept = self.snapshots
-        there = f"{self.folder} has no snapshots, which training.snapshots=[STEP, ...] keeps"
-        if kept:
-            there = f"the snapshots of {self.folder} are {', '.join(map(str, kept))}"
-        if isinstance(checkpoint, str):
-            path = self.folder / checkpoint
-            if path.suffix != ".safetensors":
-                raise GenkitError(
-                    f"a checkpoint is a step or a file .safetensors, not '{checkpoint}'; {there}"
-                )
-            if not path.is_file():
-                raise GenkitError(f"there is no checkpoint {path}; {there}")
-        elif (step := next(iter(kept), None) if checkpoint is None else checkpoint) in kept:
-            path = kept[step]
-        else:
-            which = "" if checkpoint is None else f"there is no snapshot of step {checkpoint}; "
-            raise GenkitError(which + there)
+        """The model with other weights, by their name (see `find_weights`), or (null) those of the first snapshot.
+
+        Raises GenkitError for what is not there, or is of another model.
+        """
+        checkpoint = next(iter(self.snapshots), None) if checkpoint is None else checkpoint
+        if checkpoint is None:
+            raise GenkitError(f"{self.folder} has no snapshots, which training.snapshots=[STEP, ...] keeps")
+        path = find_weights(self.folder, checkpoint)
         if path not in self._snapshots:
-            state, _ = read_tensors(path)
-            try:
-                check_fit(self.recipe, self.spec, state, path)
-            except GenkitError as error:
-                raise GenkitError(f"{error}; {there}") from None
-            model = self.recipe.objective(self.spec)
-            model.load_state_dict(state)
-            self._snapshots[path] = model.to(self.objective.device).eval().requires_grad_(False)
+            model = with_weights(self.recipe, self.spec, read_weights(path), path)
+            self._snapshots[path] = model.to(self.objective.device)
         return self._snapshots[path]
 
     def sized(self, resolution: int | None = None, points: int | None = None) -> Objective:
@@ -631,10 +623,13 @@ def load(
     *,
     plugins: Iterable[str | Path] = (),
     trust_plugins: bool = False,
+    checkpoint: int | str | None = None,
     device: str = "cpu",
 ) -> Run:
     """The run in a folder. Only the plug-ins given here are run, and with `trust_plugins` those that are installed.
 
+    checkpoint: other weights than the final ones, which a run that is not finished has not: the step of a snapshot,
+    best, last, or a file .safetensors seen from the run folder. They are averaged ones where there is an average.
     Raises GenkitError for a folder that is no run, weights that are missing or corrupt, or of another model.
     """
     folder = Path(folder)
@@ -649,20 +644,35 @@ def load(
     check_plugins(config, loaded, str(folder / "recipe.yaml"))
     recipe = Recipe.resolve(config, str(folder / "recipe.yaml"))
     weights = folder / "model.safetensors"
-    if not weights.is_file():
+    if weights.is_file():
+        state, about = read_tensors(weights)
+        try:
+            spec = DataSpec.of(about["spec"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise GenkitError(f"{weights} is corrupt, or was not written by genkit: {error}") from None
+    elif checkpoint is not None:
+        spec = recipe.dataset().spec
+    else:
+        hint = "; --checkpoint last takes it as it is" if "last" in kept_weights(folder) else ""
         raise GenkitError(
             f"{folder} has no weights (model.safetensors): its training has not finished; "
-            "run the same `genkit train` again to resume"
+            f"run the same `genkit train` again to resume{hint}"
         )
-    state, about = read_tensors(weights, device)
-    try:
-        spec = DataSpec.of(about["spec"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise GenkitError(f"{weights} is corrupt, or was not written by genkit: {error}") from None
+    if checkpoint is not None:
+        weights = find_weights(folder, checkpoint)
+        state = read_weights(weights)
+    objective = with_weights(recipe, spec, state, weights).to(device)
+    return Run(
+        folder, recipe, objective, read_environment(folder), None if checkpoint is None else weights.stem
+    )
+
+
+def with_weights(recipe: Recipe, spec: DataSpec, state: Mapping[str, Tensor], weights: Path) -> Objective:
+    """A recipe's model with the weights of a file, to be sampled. Raises GenkitError where they do not fit."""
     check_fit(recipe, spec, state, weights)
-    objective = recipe.objective(spec).to(device)
+    objective = recipe.objective(spec)
     objective.load_state_dict(state)
-    return Run(folder, recipe, objective.eval().requires_grad_(False), read_environment(folder))
+    return objective.eval().requires_grad_(False)
 
 
 def check_fit(recipe: Recipe, spec: DataSpec, state: Mapping[str, Tensor], weights: Path) -> None:

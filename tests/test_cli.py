@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import genkit
-from genkit.__main__ import REGISTRIES, main
+from genkit.__main__ import COMMANDS, REGISTRIES, main, parser
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -326,6 +326,52 @@ def test_a_model_of_noised_data_has_no_likelihood(capsys, tmp_path):
     assert main(["train", str(recipe), "--out", run]) == 0
     refused(capsys, ["evaluate", run, "likelihood_rows=8"], "trained on noised", "noise='uniform'")
     refused(capsys, ["sample", run, "--log-prob"], "trained on noised", "noise='uniform'")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("smaple RUN", ["no command 'smaple'; did you mean 'sample'?"]),
+        ("sample RUN --sovler heun --steps 4", ["no option '--sovler'; did you mean '--solver'?"]),
+        ("sample RUN --n 8", ["no option '--n'; did you mean '-n'?"]),
+        ("sample RUN --stesp=8", ["no option '--stesp'; did you mean '--steps'?"]),
+        ("fit-grid RUN --sovler heun", ["no option '--sovler'; did you mean '--solver'?"]),
+        ("benchmark sampler RUN", ["no choice 'sampler'; did you mean 'samplers'?"]),
+        ("--verison", ["no option '--verison'; did you mean '--version'?"]),
+        ("train r.yaml --training.steps 5", ["no option '--training.steps'", "without dashes, by key=value"]),
+        ("list solvers heun more", ["unrecognized arguments: more"]),
+    ],
+)
+def test_a_mistyped_option_or_command_names_the_nearest(argv, words, capsys):
+    assert main(argv.split()) == 2
+    message = capsys.readouterr().err
+    assert message.count("error:") == 1
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_each_command_names_the_nearest_option(command, capsys):
+    assert main([command, "--hepl"]) == 2
+    assert "no option '--hepl'; did you mean '--help'?" in capsys.readouterr().err
+
+
+def test_numbers_below_zero_and_what_follows_two_dashes_are_no_options():
+    arguments = parser().parse_args(["sample", "RUN", "--beta", "-0.5", "-n8", "--prompt", "--a b"])
+    assert (arguments.beta, arguments.n, arguments.prompt) == (-0.5, 8, "--a b")
+    assert parser().parse_args(["sample", "--", "--sovler"]).run == "--sovler"
+
+
+@pytest.mark.parametrize("flag", ["solver", "unmasker", "inverter", "guidance", "task", "resampler", "out"])
+@pytest.mark.parametrize("text", ["", " "])
+def test_nothing_is_not_taken_for_the_default(flag, text, capsys):
+    assert main(["sample", "RUN", f"--{flag}", text]) == 2
+    assert f"--{flag}: must not be empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["solver", "unmasker", "inverter", "guidance"])
+@pytest.mark.parametrize("text", ["null", "~"])
+def test_a_null_is_not_taken_for_the_default(flag, text, capsys, compared):
+    refused(capsys, ["sample", str(compared / "nf"), f"--{flag}", text], f"--{flag} {text} names none")
 
 
 def test_output_under_a_regular_file(capsys, compared, tmp_path):

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from genkit.errors import GenkitError, choose
 from genkit.recipe import read_environment, read_yaml
-from genkit.training.weights import read_checkpoint
+from genkit.training.weights import kept_weights, read_checkpoint
 
 
 def print_info(folder: Path, *, console: Console | None = None) -> None:
@@ -46,6 +46,8 @@ def facts(folder: Path) -> Iterator[tuple[str, str]]:
     recipe, held = read_yaml(folder / "recipe.yaml"), read_environment(folder)
     training: Mapping[str, Any] = recipe.get("training") or {}
     yield "state", state(folder, held, training)
+    if kept := kept_weights(folder):
+        yield "checkpoints", ", ".join(kept)
     yield "objective", name_of(recipe.get("objective"))
     yield "data", f"{name_of(recipe.get('data'))} ({shortened(held.get('data_hash'))})"
     if teacher := held.get("teacher"):

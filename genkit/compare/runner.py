@@ -375,7 +375,8 @@ def evaluated(
 ) -> dict[str, Any]:
     """`evaluate`, from the run folder where it was done before for the same weights, data, options and code.
 
-    Its evaluation.json and samples.safetensors each hold the key of what they were made from.
+    Its evaluation.json and samples.safetensors, of a checkpoint evaluation_best.json and the like, each hold the key of
+    what they were made from.
     """
     judge = judge or options.judge(run.dataset, options.scorer_of(run))
     options = options.of(run.recipe, run.objective)
@@ -389,7 +390,8 @@ def evaluated(
     for spec in (run.dataset.resized(size).spec for size in options.sizes):
         made_from.append(PINNED.get(pinned(spec) or ""))
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    path, samples = run.folder / "evaluation.json", run.folder / "samples.safetensors"
+    of = "" if run.checkpoint is None else f"_{run.checkpoint}"
+    path, samples = run.folder / f"evaluation{of}.json", run.folder / f"samples{of}.safetensors"
     kept = kept_evaluation(path, samples, key)
     if kept is not None:
         return kept

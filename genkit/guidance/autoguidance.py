@@ -14,7 +14,8 @@ class Autoguidance(Linear):
 
     Both are given the same class or none: it needs no label dropout, and guides unconditional models too. Recipes keep
     such models by `training.snapshots`. Both networks together count as one call, of twice the tokens.
-    checkpoint: the step of a snapshot, or a file .safetensors, seen from the run folder; null for the first snapshot.
+    checkpoint: the step of a snapshot, best or last, or a file .safetensors, seen from the run folder; null for the
+        first snapshot.
     Karras et al., https://arxiv.org/abs/2406.02507, who also make the guide smaller.
     """
 

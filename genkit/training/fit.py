@@ -109,7 +109,7 @@ def fit(
     last = folder / "checkpoints" / "last.ckpt"
     attempt = None
     while True:  # one turn, and one for each time that the run goes back to its last checkpoint
-        saved = read_checkpoint(last) if last.exists() else {}
+        saved = resumed(last) if last.exists() else {}
         check_made_from(last, saved.get("made_from", identity), identity)
         start = int(saved.get("global_step", 0))
         attempt = of_bad_steps(saved, "attempt") if attempt is None else attempt + 1
@@ -150,6 +150,14 @@ def fit(
             bad_steps=of_bad_steps(saved, "total"),
             rollbacks=of_bad_steps(saved, "attempt"),
         )
+
+
+def resumed(path: Path) -> dict[str, Any]:
+    """The checkpoint to go on from. Raises GenkitError for one that cannot be read."""
+    try:
+        return read_checkpoint(path)
+    except GenkitError as error:
+        raise GenkitError(f"{error}; remove it to train from the start") from error
 
 
 @contextmanager

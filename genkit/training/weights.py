@@ -1,4 +1,4 @@
-"""Checkpoints of training, as they are read."""
+"""Checkpoints of training, and weights among them by name, as they are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, choose
+from genkit.tensors import read_tensors
 
 PARTS = {"callbacks", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
 
@@ -35,9 +36,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         Exception
     ) as error:  # also those of unpickling, whose further lines advise to run what is in the file
         reason = (str(error) or type(error).__name__).splitlines()[0].removesuffix(".")
-        raise GenkitError(
-            f"{path} cannot be read as a checkpoint ({reason}); remove it to train from the start"
-        ) from error
+        raise GenkitError(f"{path} cannot be read as a checkpoint ({reason})") from error
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -45,3 +44,31 @@ def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     prefix = "objective."
     state = checkpoint["state_dict"].items()
     return {key.removeprefix(prefix): value for key, value in state if key.startswith(prefix)}
+
+
+def kept_weights(folder: Path) -> dict[str, Path]:
+    """The files of the weights that training kept in a run folder, by name: steps of snapshots in order, best, last."""
+    files = folder.glob("snapshots/step_*.safetensors")
+    steps = {step: path for path in files if (step := path.stem.removeprefix("step_")).isdecimal()}
+    found = {step: steps[step] for step in sorted(steps, key=int)}
+    checkpoints = {name: folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")}
+    return found | {name: path for name, path in checkpoints.items() if path.is_file()}
+
+
+def find_weights(folder: Path, checkpoint: int | str) -> Path:
+    """The file of the weights that are called `checkpoint`: the step of a snapshot, best, last, or a file .safetensors
+    seen from the run folder. Raises GenkitError for what is not there, and says what is."""
+    name, kept = str(checkpoint), kept_weights(folder)
+    if name in kept:
+        return kept[name]
+    if name.endswith(".safetensors") and (folder / name).is_file():
+        return folder / name
+    raise GenkitError(
+        f"{folder}: {choose(name, kept, 'checkpoint')}: training.snapshots=[STEP, ...] keeps those of steps, "
+        "training.checkpoint_best=loss the best; a file .safetensors is seen from the run folder"
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The objective's weights in a file that `find_weights` found. Raises GenkitError for a damaged one."""
+    return weights_of(read_checkpoint(path)) if path.suffix == ".ckpt" else read_tensors(path)[0]

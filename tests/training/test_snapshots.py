@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ CONFIG: dict[str, Any] = {
     "data": {"name": "8gaussians", "n_train": 64, "n_test": 40, "labels": True},
     "model": {"width": 16, "depth": 1, "heads": 2},
     "objective": "flow_matching",
-    "training": {"steps": 6, "batch_size": 8, "lr": 0.1, "warmup": 0, "ema": 0.5, "snapshots": [4, 2]},
+    "training": {
+        **{"steps": 6, "batch_size": 8, "lr": 0.1, "warmup": 0, "ema": 0.5, "snapshots": [4, 2]},
+        **{"checkpoint_every": 2, "checkpoint_best": "loss"},
+    },
 }
 
 
@@ -81,6 +85,61 @@ def test_snapshots_are_different_steps_before_the_last(steps: tuple[int, ...]) -
         TrainingOptions(steps=6, snapshots=steps)
 
 
+# --- a run with other weights than its final ones ---------------------------------------------------------
+
+
+def averaged(path: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return {key.removeprefix("objective."): value for key, value in state.items() if key[0] == "o"}
+
+
+def test_a_run_is_loaded_with_the_weights_that_are_named(run: Run) -> None:
+    expected = {
+        "best": averaged(run.folder / "checkpoints" / "best.ckpt"),
+        "last": run.objective.state_dict(),
+        2: snapshot(run.folder, 2),
+        "4": snapshot(run.folder, 4),
+        "snapshots/step_4.safetensors": snapshot(run.folder, 4),
+    }
+    for checkpoint, weights in expected.items():
+        found = load(run.folder, checkpoint=checkpoint)
+        for key, value in found.objective.state_dict().items():
+            assert torch.equal(value, weights[key]), (checkpoint, key)
+        assert found.name == f"fm ({found.checkpoint})"
+    assert run.checkpoint is None
+    assert len({load(run.folder, checkpoint=checkpoint).hash for checkpoint in (None, 2, 4, "4")}) == 3
+    best = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] < 6  # else this tells nothing of it
+
+
+def test_commands_take_the_weights_that_are_named(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.npy"
+    for checkpoint in ("best", "2"):
+        argv = ["sample", str(run.folder), "-n", "4", "--steps", "2", "--out", str(out)]
+        assert main([*argv, "--checkpoint", checkpoint]) == 0
+        expected = load(run.folder, checkpoint=checkpoint).sample(4, steps=2).x
+        assert np.array_equal(np.load(out), expected.numpy())
+    assert "4 samples of fm (step_2)" in capsys.readouterr().out
+    measure = ["evaluate", str(run.folder), "samples=20", "steps=[2]", "likelihood_rows=0"]
+    assert main(measure) == 0
+    before = (run.folder / "evaluation.json").read_bytes()
+    assert main([*measure, "--checkpoint", "2"]) == 0
+    assert (run.folder / "evaluation.json").read_bytes() == before
+    kept = [json.loads((run.folder / f"evaluation{of}.json").read_text()) for of in ("", "_step_2")]
+    assert kept[0]["result"]["points"] != kept[1]["result"]["points"]
+
+
+def test_a_run_that_is_not_finished_is_sampled_at_its_last_checkpoint(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "fm")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(GenkitError, match="not finished; .* --checkpoint last takes it as it is"):
+        load(folder)
+    found, expected = load(folder, checkpoint="last").sample(4, steps=2), run.sample(4, steps=2)
+    assert torch.equal(found.x, expected.x)
+
+
 # --- autoguidance by them ---------------------------------------------------------------------------------
 
 
@@ -103,14 +162,15 @@ def test_autoguidance_is_by_the_snapshot_that_is_named(run: Run) -> None:
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
-        (3, "no snapshot of step 3; the snapshots of .*fm are 2, 4"),
-        ("snapshots/step_3.safetensors", r"no checkpoint .*step_3.safetensors; the snapshots of .* are 2, 4"),
-        ("checkpoints/last.ckpt", "a step or a file .safetensors, not 'checkpoints/last.ckpt'"),
-        ("../wide/model.safetensors", r"wide/model.safetensors does not fit recipe.*: .*; the snap"),
+        (3, r"fm: no checkpoint '3' \(one of: 2, 4, best, last\): training.snapshots"),
+        ("bets", "no checkpoint 'bets'; did you mean 'best'"),
+        ("snapshots/step_3.safetensors", r"no checkpoint 'snapshots/step_3.safetensors' .*one of: 2, 4"),
+        ("checkpoints/last.ckpt", "no checkpoint 'checkpoints/last.ckpt'.*a file .safetensors"),
+        ("../wide/model.safetensors", r"wide/model.safetensors does not fit .*recipe"),
         ("broken.safetensors", "broken.safetensors is corrupt"),
     ],
 )
-def test_checkpoints_that_cannot_guide(checkpoint: int | str, message: str, run: Run) -> None:
+def test_checkpoints_that_are_not_there_or_do_not_fit(checkpoint: int | str, message: str, run: Run) -> None:
     (run.folder / "broken.safetensors").write_bytes(b"no weights")
     wide = {
         **CONFIG,
@@ -120,6 +180,8 @@ def test_checkpoints_that_cannot_guide(checkpoint: int | str, message: str, run:
     train(Recipe.resolve(wide), run.folder.parent / "wide")
     with pytest.raises(GenkitError, match=message):
         run.sample(2, guidance={"name": "autoguidance", "scale": 2.0, "checkpoint": checkpoint})
+    with pytest.raises(GenkitError, match=message):
+        load(run.folder, checkpoint=checkpoint)
     with pytest.raises(GenkitError, match="wide has no snapshots, which training.snapshots"):
         load(run.folder.parent / "wide").guidance({"name": "autoguidance", "scale": 2.0})
 
@@ -201,7 +263,7 @@ def test_the_command_line_names_any_guidance(
         ("intervall", ["did you mean 'interval'"]),
         ("{name: interval, start: 0.8}", ["start 0.8", "stop 0.75"]),
         ("{name: interval, strt: 0.8}", ["did you mean 'start'"]),
-        ("{name: autoguidance, checkpoint: 5}", ["step 5", "2, 4"]),
+        ("{name: autoguidance, checkpoint: 5}", ["no checkpoint '5'", "2, 4"]),
         ("inf", ["scale", "finite"]),
         ("true", ["a guidance is a name"]),
         ("{name", ["cannot be applied"]),
