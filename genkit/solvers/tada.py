@@ -32,9 +32,11 @@ class TADA(Forward):
 
         b = A^-1 mu,  s = (1 - t)^N / sqrt(b S^-1 b),  r = A^-T (c + (1 - t)^N S^-1 b / (b S^-1 b))
 
-    variables: N. With 1 the method is DDIM (order 1). kappa: scale of the last variable at the start; it sets how
-        much noise the others bring to what the model sees: more detail and diversity.
-    order: values of F that are interpolated, 1, 2 or 3; the first step and the last are of order 1.
+    variables: N, 2 in the paper. With 1 the method is DDIM (order 1).
+    kappa: standard deviation of the last variable at the start; it sets how much noise the others bring to what the
+        model sees: more detail and diversity.
+    order: values of F that are interpolated, 1, 2 or 3; the first step and the last are of order 1. In the paper 3 for
+        EDM and EDM2, 2 for Stable Diffusion 3.
     Chen et al., TADA, https://arxiv.org/abs/2506.21757.
     """
 

@@ -8,6 +8,7 @@ from genkit.errors import GenkitError
 from genkit.metrics import METRICS
 from genkit.metrics import clouds as module
 from genkit.metrics.clouds import chamfer
+from genkit.metrics.judge import Judge
 from genkit.types import DataSpec
 
 
@@ -31,6 +32,22 @@ def test_chamfer_is_its_definition(monkeypatch):
     torch.testing.assert_close(chamfer(a, b).double(), expected, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(module, "BLOCK", 70)  # two clouds at a time
     torch.testing.assert_close(chamfer(a, b).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_metrics_share_distances(monkeypatch):
+    """Three figures of one set of samples take three matrices, those of the next two: real clouds are known."""
+    calls = []
+
+    def counted(a, b):
+        calls.append((len(a), len(b)))
+        return chamfer(a, b)
+
+    monkeypatch.setattr(module, "chamfer", counted)
+    judge = Judge(DATASETS.build({"name": "shapes", "points": 12, "n_train": 20, "n_test": 20}), 10)
+    judge.samples(torch.randn(10, 12, 3))
+    assert len(calls) == 3
+    judge.samples(torch.randn(10, 12, 3))
+    assert calls == [(10, 10)] * 5
 
 
 def test_the_order_of_points_does_not_matter():
