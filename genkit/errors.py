@@ -17,6 +17,11 @@ class Terminated(Exception):
     """SIGTERM ended a training, whose checkpoint is saved. The command line exits with status 143."""
 
 
+def a(noun: str) -> str:
+    """The noun with its indefinite article."""
+    return f"an {noun}" if noun[:1].lower() in set("aeiou") else f"a {noun}"
+
+
 def choose(name: object, names: Iterable[str], what: str) -> GenkitError:
     """The error for an unknown `name`: names the closest valid one and lists all of them."""
     names = sorted(names)

@@ -28,7 +28,7 @@ from torch import Tensor, distributed
 
 from genkit.backbone import ModelOptions
 from genkit.data.base import DATASETS, Codec, Dataset, Shown
-from genkit.errors import GenkitError, Terminated, choose
+from genkit.errors import GenkitError, Terminated, a, choose
 from genkit.files import free_name, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance, build_guidance
 from genkit.inversion import INVERTERS, Inverter
@@ -78,6 +78,7 @@ class SamplingOptions:
         build_guidance(self.guidance)
 
 
+SAMPLERS = ("solver", "unmasker", "inverter")  # in the section sampling: the kind that the objective takes
 SECTIONS: dict[str, type] = {
     "model": ModelOptions,
     "training": TrainingOptions,
@@ -160,7 +161,7 @@ def check_plain(value: Any, where: str = "") -> None:
                 f"{place}{value!r} is no ${{section.key}}, and a recipe takes values from nowhere else"
             )
     elif not isinstance(value, (bool, int, float, type(None))):
-        raise GenkitError(f"{place}a {type(value).__name__} is no number, text, list or mapping")
+        raise GenkitError(f"{place}{a(type(value).__name__)} is no number, text, list or mapping")
 
 
 def _nearest_file(path: Path) -> str:
@@ -210,8 +211,11 @@ class Recipe:
                 options(**resolved[key])
             except GenkitError as error:
                 raise GenkitError(f"{source}: {error}") from None
-        check_guide(build_guidance(resolved["sampling"]["guidance"]), resolved, f"{source}: sampling")
         resolved["objective"] = OBJECTIVES.resolve(config["objective"], f"{source}: objective")
+        sampling = resolved["sampling"]
+        given = [kind for kind in SAMPLERS if sampling[kind] is not None]
+        check_kinds(resolved["objective"]["name"], given, f"{source}: sampling: ")
+        check_guide(build_guidance(sampling["guidance"]), resolved, f"{source}: sampling")
         resolved["plugins"] = sorted({*plugins, *plugins_behind(set(_find(resolved, "name")))})
         resolved |= {key: config[key] for key in ("paper", "expected") if key in config}
         return cls(resolved, source)
@@ -243,12 +247,16 @@ class Recipe:
             return OBJECTIVES.build(self.config["objective"], spec, self.section("model"))
 
     def check(self, spec: DataSpec) -> Objective:
-        """The model without its weights, built so that options that do not fit the data are known early."""
+        """The model without its weights, built so that options that do not fit the data, or each other, are known
+        early."""
         try:
             with torch.device("meta"):
                 objective = self.objective(spec)
-            if objective.samplers is SOLVERS and (solver := self.config["sampling"]["solver"]):
-                objective.check_sampler(SOLVERS.build(solver))
+            sampling, registry = self.config["sampling"], objective.samplers
+            if registry is not None and (chosen := sampling[registry.kind]) is not None:
+                objective.check_sampler(registry.build(chosen))
+            by_class = objective.conditional or not objective.by_prompt
+            objective.check_guidance(build_guidance(sampling["guidance"]), by_class=by_class)
             return objective
         except GenkitError as error:
             raise GenkitError(f"{self.source}: {error}") from None
@@ -269,6 +277,16 @@ class Recipe:
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.create(self.config))
+
+
+def check_kinds(objective: str, kinds: Iterable[str], where: str = "") -> None:
+    """Raises GenkitError for kinds of samplers that models of an objective do not take; where: before its message."""
+    registry = OBJECTIVES.get(objective).samplers
+    takes = "" if registry is None else f"; its {registry.kind} is one of {', '.join(registry.names())}"
+    if wrong := [kind for kind in kinds if registry is None or kind != registry.kind]:
+        raise GenkitError(
+            f"{where}a model of the objective '{objective}' takes no {' and no '.join(wrong)}{takes}"
+        )
 
 
 def check_guide(guidance: Guidance, config: Mapping[str, Any], where: str) -> None:
@@ -389,11 +407,8 @@ class Run:
         registry, name = self.objective.samplers, self.recipe.config["objective"]["name"]
         asked = {"solver": solver, "unmasker": unmasker, "inverter": inverter}
         given = {key: value for key, value in options.items() if value is not None}
-        takes = "" if registry is None else f"; its {registry.kind} is one of {', '.join(registry.names())}"
-        wrong = [kind for kind, value in asked.items() if value is not None]
-        wrong = [*wrong, *given] if registry is None else [kind for kind in wrong if kind != registry.kind]
-        if wrong:
-            raise GenkitError(f"a model of the objective '{name}' takes no {' and no '.join(wrong)}{takes}")
+        kinds = [kind for kind, value in asked.items() if value is not None]
+        check_kinds(name, kinds if registry else [*kinds, *given])
         if registry is None:
             return None
         choices = (asked[registry.kind], self.recipe.config["sampling"][registry.kind])

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
 
-from genkit.errors import GenkitError, choose
+from genkit.errors import GenkitError, a, choose
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ class Registry(Generic[T]):
         if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
             return spec["name"], {key: value for key, value in spec.items() if key != "name"}
         place = f"{where}: " if where else ""
-        raise GenkitError(f"{place}a {self.kind} is a name or a mapping with `name`, not {spec!r}")
+        raise GenkitError(f"{place}{a(self.kind)} is a name or a mapping with `name`, not {spec!r}")
 
     def _all(self) -> dict[str, type[T]]:
         if not self._loaded:

@@ -102,9 +102,25 @@ def contents(folder: Path) -> dict[str, bytes]:
             {"objective": {"name": "flow_matching", "label_dropout": "x"}},
             "label_dropout must be a number, not 'x'",
         ),
+        (
+            {"sampling": {"unmasker": "ancestral"}},
+            "sampling: .*'flow_matching' takes no unmasker; its solver is",
+        ),
+        (
+            {"sampling": {"inverter": "jacobi"}},
+            "sampling: .*'flow_matching' takes no inverter; its solver is",
+        ),
+        (
+            {"objective": "energy", "sampling": {"unmasker": "entropy"}},
+            "'energy' takes no unmasker; its solver",
+        ),
+        ({"objective": "normalizing_flow"}, "sampling: .*takes no solver; its inverter is one of auto, "),
+        ({"sampling": {"unmasker": ""}}, "no unmasker ''"),
+        ({"sampling": {"unmasker": {}}}, "an unmasker is a name or a mapping with `name`"),
+        ({"objective": {}}, "an objective is a name or a mapping with `name`"),
         ({"sampling": {"solver": "hune"}}, "no solver 'hune'; did you mean 'heun'?"),
         ({"sampling": {"solver": {"name": "heun", "steps": 0}}}, "at least 1 step, not 0"),
-        ({"sampling": {"inverter": {"name": "jacobi", "cap": 0}}}, "cap must be at least 1, not 0"),
+        ({**FLOW, "sampling": {"inverter": {"name": "jacobi", "cap": 0}}}, "cap must be at least 1, not 0"),
         ({"sampling": {"guidance": {"name": "clasifier_free"}}}, "did you mean 'classifier_free'?"),
         ({"sampling": {"guidance": float("nan")}}, "scale must be a finite number"),
         ({"sampling": {"guidance": {"name": "interval", "start": 0.8}}}, "start < stop"),
@@ -275,7 +291,7 @@ def fingerprint(data: str = "d", teacher: str | None = None, **changes: Any) -> 
         {"objective": {"coupling": "ot"}},
         {"objective": {"path": "cosine"}},
         {"objective": {"label_dropout": 0.2}},
-        {"objective": "normalizing_flow"},
+        {"objective": "normalizing_flow", "sampling": None},
         {"data": {"labels": False}},
         {"data": "e"},
         {"teacher": "t"},
@@ -305,6 +321,61 @@ def test_the_fingerprint_changes_with_what_the_weights_depend_on(changes: dict[s
 )
 def test_the_fingerprint_does_not_change_with_the_rest(changes: dict[str, Any]) -> None:
     assert fingerprint(**changes) == fingerprint()
+
+
+# what does not fit the model is known before it is trained
+
+TEXT: dict[str, Any] = {"data": {"name": "pydoc", "length": 16}, "objective": "masked_diffusion"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"objective": {"name": "flow_matching", "label_dropout": 0.0}}, "trained with label_dropout 0"),
+        ({"objective": {"name": "flow_matching", "conditional": False}}, "this one is unconditional"),
+        ({"data": "moons"}, "this one is unconditional"),
+        ({**FLOW, "guidance": "rescaled"}, "'rescaled' is of field predictions, this model's are affine"),
+        ({**TEXT, "objective": "autoregressive"}, "this one is unconditional"),
+        ({**TEXT, "guidance": {"name": "ratio_aware"}}, "predictions, this model's are logits"),
+    ],
+    ids=str,
+)
+def test_guidance_that_does_not_fit(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    guidance = config.get("guidance", 2.0)
+    config = {key: value for key, value in {**TINY, **config}.items() if key != "guidance"}
+    recipe = Recipe.resolve({**config, "sampling": {"guidance": guidance}})
+    with pytest.raises(GenkitError, match=f"recipe: .*{message}"):
+        train(recipe, tmp_path / "run")
+    assert not list(tmp_path.glob("run/[!.]*"))
+    Recipe.resolve({**config, "sampling": {"guidance": 1.0}}).check(recipe.dataset().spec)  # off
+
+
+def test_guidance_by_a_prompt_needs_no_classes() -> None:
+    recipe = Recipe.resolve({**TINY, **TEXT, "sampling": {"guidance": 2.0}})
+    recipe.check(recipe.dataset().spec)
+
+
+@pytest.mark.parametrize(
+    ("objective", "unmasker", "message"),
+    [
+        ("autoregressive", "ancestral", "from left to right, not by 'ancestral'"),
+        ({"name": "discrete_flow_matching", "source": "uniform"}, "entropy", "noise is uniform symbols: use"),
+    ],
+    ids=["autoregressive", "discrete_flow_matching"],
+)
+def test_an_unmasker_that_the_model_cannot_take(objective: Any, unmasker: str, message: str) -> None:
+    recipe = Recipe.resolve({**TEXT, "objective": objective, "sampling": {"unmasker": unmasker}})
+    with pytest.raises(GenkitError, match=message):
+        recipe.check(recipe.dataset().spec)
+
+
+@pytest.mark.parametrize("size", [2**40, 2**62, 2**64, 10**30])
+def test_a_batch_that_no_memory_holds(size: int, tmp_path: Path) -> None:
+    """And a smaller one goes on in the same folder."""
+    recipe = Recipe.resolve({**TINY, "training": {"steps": 1, "batch_size": size}})
+    with pytest.raises(GenkitError, match=f"training: batch_size {size} does not fit: .*raise accumulate"):
+        train(recipe, tmp_path / "run")
+    train(Recipe.resolve({**TINY, "training": {"steps": 1, "batch_size": 4}}), tmp_path / "run")
 
 
 # run folders

@@ -49,6 +49,7 @@ from genkit.compare.numbers import (
     tokens,
     unit,
 )
+from genkit.errors import a
 from genkit.files import write_json, write_text
 
 COLUMNS = 3  # texts beside each other
@@ -95,7 +96,7 @@ def headline(report: Json) -> str:
     if len(report["arms"]) == 1 and report["data"].get("tasks"):
         return right_answers(report)
     if not winners:
-        return f"No two arms have a {measure.name} at the same number of network evaluations.{likely}"
+        return f"No two arms have {a(measure.name)} at the same number of network evaluations.{likely}"
     (first, counts), *others = winners.items()
     evaluations = "network evaluation" if counts == [1] else "network evaluations"
     parts = [f"{' or '.join(first)} at {listed(counts)} {evaluations}"]

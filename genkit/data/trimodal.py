@@ -30,7 +30,7 @@ from genkit.data.digits import Digits
 from genkit.data.sound import WORDS
 from genkit.data.text import PyDoc, given_text
 from genkit.data.tokenizers import Ascii
-from genkit.errors import GenkitError, choose
+from genkit.errors import GenkitError, a, choose
 from genkit.types import DataSpec, Modality
 
 KINDS = ("text", "image", "sound")
@@ -277,7 +277,7 @@ class Trimodal(Dataset):
         if word.isdecimal() and int(word) < len(names):
             return int(word)
         if word not in names:
-            raise choose(prompt, names, f"name of {'an' if kind == 'image' else 'a'} {kind}")
+            raise choose(prompt, names, f"name of {a(kind)}")
         return names.index(word)
 
     def found(self, prompt: str, kind: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, a
 from genkit.metrics.base import METRICS, Mean, nats_and_counts
 from genkit.types import DataSpec, LogProb
 
@@ -32,7 +32,7 @@ class GenerativePerplexity(Mean):
 
     def update(self, log_prob: LogProb) -> None:
         if log_prob.kind != "exact":
-            raise GenkitError(f"a generative perplexity needs an exact likelihood, not a {log_prob.kind}")
+            raise GenkitError(f"a generative perplexity needs an exact likelihood, not {a(log_prob.kind)}")
         nats, symbols = nats_and_counts(log_prob, self.spec)
         self.add(nats.sum(), symbols.sum())
 

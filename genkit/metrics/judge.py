@@ -48,6 +48,11 @@ class Judge:
     ) -> None:
         largest = min(len(dataset.train), len(dataset.test))
         count = largest if count is None else count
+        for part, split in (("training", dataset.train), ("test", dataset.test)):
+            if len(split) < 2:
+                raise GenkitError(
+                    f"the {part} part of '{dataset.spec.name}' has one row, and samples are compared with two at least"
+                )
         if not 2 <= count <= largest:
             raise GenkitError(
                 f"samples must be from 2 to {largest}, as many as '{dataset.spec.name}' has real rows beside them "

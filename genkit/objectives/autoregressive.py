@@ -42,6 +42,7 @@ class Autoregressive(Discrete):
     """
 
     default_sampler = "left_to_right"
+    by_prompt = False
     kind = "exact"
 
     def __init__(
@@ -121,6 +122,13 @@ class Autoregressive(Discrete):
     def takes(self, sampler: Unmasker) -> bool:
         return isinstance(sampler, LeftToRight)
 
+    def check_sampler(self, sampler: Unmasker) -> None:
+        if not self.takes(sampler):
+            raise GenkitError(
+                f"an autoregressive model is sampled from left to right, not by '{UNMASKERS.name_of(sampler)}': "
+                "use the unmasker left_to_right"
+            )
+
     @torch.no_grad()
     def sample(
         self,
@@ -140,11 +148,7 @@ class Autoregressive(Discrete):
         over all symbols so far for each new one.
         """
         unmasker = UNMASKERS.build(self.default_sampler if sampler is None else sampler)
-        if not self.takes(unmasker):
-            raise GenkitError(
-                f"an autoregressive model is sampled from left to right, not by '{UNMASKERS.name_of(unmasker)}': "
-                "use the unmasker left_to_right"
-            )
+        self.check_sampler(unmasker)
         if return_log_prob and (unmasker.temperature, unmasker.top_p) != (1, 1):
             raise GenkitError("a log-probability is that of plain draws: set temperature=1 and top_p=1")
         y = self.labels(n, y, guidance, log_prob=return_log_prob)

@@ -37,12 +37,13 @@ class Objective(nn.Module, abc.ABC):
     default_sampler: what they are made with when nothing is said.
     generates: whether it makes samples; a codec does not.
     any_size: whether samples may be of another size than the data's, by `resized`.
-    predicts: what guidance has to combine.
+    predicts: what guidance has to combine. by_prompt: whether it may go by a prompt in the place of a class.
     """
 
     generates: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
     predicts: ClassVar[Predicted] = "field"
+    by_prompt: ClassVar[bool] = False
     samplers: ClassVar[Registry[Any] | None] = None
     default_sampler: str = ""
     view: View

@@ -37,6 +37,7 @@ class Discrete(Objective):
 
     samplers = UNMASKERS
     predicts = "logits"
+    by_prompt = True
     default_sampler = "ancestral"
     kind: Kind = "estimate"
     networks = 1
@@ -144,6 +145,16 @@ class Discrete(Objective):
     def takes(self, sampler: Unmasker) -> bool:
         return sampler.uniform or self.noise().mask is not None
 
+    def check_sampler(self, sampler: Unmasker) -> None:
+        sampler.check(self.noise())
+
+    def check_guidance(self, guidance: Guidance | None, *, by_class: bool = True) -> None:
+        super().check_guidance(guidance, by_class=by_class)
+        if by_class or guidance is None or not guidance.active or guidance.by_model:
+            return
+        if self.spec.answer is not None and self.label_dropout == 0:
+            raise GenkitError("guidance needs a model that saw dropped prompts; this one has label_dropout 0")
+
     def noise(self) -> Noise:
         """What symbols are at t=0."""
         return Noise(self.alphabet, self.mask)
@@ -227,8 +238,6 @@ class Discrete(Objective):
         self.check_guidance(guidance, by_class=False)
         if guidance is None or not guidance.active:
             return None
-        if self.spec.answer is not None and self.label_dropout == 0 and not guidance.by_model:
-            raise GenkitError("guidance needs a model that saw dropped prompts; this one has label_dropout 0")
         return torch.zeros(n, dtype=torch.long, device=self.device)
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from genkit.errors import GenkitError, choose
+from genkit.errors import GenkitError, a, choose
 from genkit.files import write_text
 from genkit.testing import KINDS, registry_of
 
@@ -229,7 +229,7 @@ def starter(kind: str, name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise GenkitError(f"'{name}' is no name: lower-case letters, digits and _, a letter first")
     if name in registry_of(kind).names():
-        raise GenkitError(f"the name '{name}' is taken: genkit has such a {kind} (see `genkit list`)")
+        raise GenkitError(f"the name '{name}' is taken: genkit has such {a(kind)} (see `genkit list`)")
     camel = "".join(part.capitalize() for part in name.split("_"))
     return STARTERS[kind].lstrip().replace("NAME", name).replace("CLASS", camel)
 

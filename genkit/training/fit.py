@@ -34,7 +34,7 @@ from genkit.training.callbacks import (
     StopOnSignal,
     Watch,
 )
-from genkit.training.machine import device_name
+from genkit.training.machine import device_name, memory_of
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
 from genkit.training.weights import read_checkpoint, weights_of
@@ -67,6 +67,7 @@ class Loader(L.LightningDataModule):
         module = self.trainer.lightning_module
         assert isinstance(module, GenerativeModule)
         parts, device = self.options.accumulate, self.trainer.strategy.root_device
+        check_batch(module.objective, self.options, device, self.trainer.world_size)
         batches = KeyedBatches(
             self.split.to(device),
             self.options.batch_size // parts,
@@ -149,6 +150,21 @@ def fit(
             stopped=stop.received,
             bad_steps=of_bad_steps(saved, "total"),
             rollbacks=of_bad_steps(saved, "attempt"),
+        )
+
+
+def check_batch(objective: Objective, options: TrainingOptions, device: torch.device, world: int) -> None:
+    """Raises GenkitError for a batch that cannot fit: what enters the backbone's layers, which is the least that is
+    kept for a backward pass, is more than all of the device's memory."""
+    rows = options.batch_size // (options.accumulate * world)
+    size = objective.tokens.length * objective.model.width * objective.model.depth
+    least = rows * size * (2 if options.precision == "bf16" else 4)
+    memory = memory_of(device)
+    if least > memory:
+        raise GenkitError(
+            f"training: batch_size {options.batch_size} does not fit: of {rows} rows at a time the layers of the "
+            f"backbone keep at least {least / 2**30:.4g} GiB, and {device.type} has {memory / 2**30:.4g} GiB: take a "
+            "smaller one, or raise accumulate"
         )
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from genkit.compare import evaluate as evaluation
 from genkit.compare.evaluate import EvaluationOptions, evaluate
 from genkit.compare.runner import evaluated
+from genkit.data.base import DATASETS
 from genkit.errors import GenkitError
 from genkit.metrics import METRICS
 from genkit.metrics.base import TwoSample
@@ -120,6 +121,10 @@ def test_a_grid_of_another_number_of_steps_is_refused_when_made(tmp_path):
 
 
 def test_more_samples_than_test_rows_are_refused_with_the_largest_number(flow):
+    with pytest.raises(
+        GenkitError, match="evaluation: the test part of '8gaussians' has one row, and samples"
+    ):
+        EvaluationOptions().judge(DATASETS.build("8gaussians", n_train=4, n_test=1))
     with pytest.raises(GenkitError, match="evaluation: samples must be from 2 to 40.*not 41"):
         evaluated(flow, EvaluationOptions(samples=41))
     assert EvaluationOptions().judge(flow.dataset).count == 40
