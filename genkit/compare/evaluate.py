@@ -289,7 +289,7 @@ def measured(
 def at_sizes(
     run: Run, options: EvaluationOptions, judge: Judge, x: Tensor, y: Tensor | None, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Figures at each of the sizes, by real data of it, and samples to show (see `shown_size`).
+    """Figures at each of the sizes, by real data of it, and samples to show (see `shown_size`) beside data of their y.
 
     x: samples of the trained size. An entry has the figures of the model at that size, those of x resized as `resized`
     (where the model has that one size only, they are all there is), and those of real data as `floor`.
@@ -309,8 +309,7 @@ def at_sizes(
             point, sample = measured(model, options, theirs, sampler, y, steps=steps)
         sampled = run.objective.any_size
         found.append({"size": size, "sampled": sampled, **point, "resized": plain, "floor": theirs.floors()})
-        real, _ = theirs.dataset.test.take(torch.arange(min(SHOWN_ROWS, judge.count)))
-        kinds = {"": sample, "resized": other, "real": real}
+        kinds = {"": sample, "resized": other, "real": theirs.reference[0]}
         shown |= {
             shown_size(size, what): rows[:SHOWN_ROWS] for what, rows in kinds.items() if sampled or what
         }

@@ -32,7 +32,8 @@ class Judge:
     """The metrics of one data set. Their reference rows are filled in once, however many models are judged.
 
         judge.prompts                      rows that samples are to answer, of data with prompts
-        judge.conditions                   the y that samples are to have, those of the test rows
+        judge.reference                    the test rows that samples are compared with, and their y
+        judge.conditions                   the y that samples are to have, those of these rows
         judge.samples(x, y)                {metric: number} of samples x (count, *shape) of the classes or conditions y
         judge.floors()                     the same of real data: no model can be expected to do better
         judge.log_probs(parts)             {metric: {...}} of the log-probabilities of test rows
@@ -78,11 +79,19 @@ class Judge:
         return rows.masked_fill((rows == spec.answer).cumsum(1).bool() & ~fixed, -1)
 
     @cached_property
+    def reference(self) -> tuple[Tensor, Tensor | None]:
+        """The test rows (count, *shape) that samples are compared with, and their classes (count,), in turn as long as
+        each has some, or their conditions (count, K); None for data without."""
+        x, y = self._rows("test", self.count)
+        if y is None or not self.dataset.spec.classes:
+            return x, y
+        order = in_turn(y)
+        return x[order], y[order]
+
+    @property
     def conditions(self) -> Tensor | None:
-        """What samples are asked to be: the classes (count,), in turn as long as each has some, or the conditions
-        (count, K) of the test rows that they are compared with; None for data without."""
-        y = self._rows("test", self.count)[1]
-        return y if y is None or not self.dataset.spec.classes else y[in_turn(y)]
+        """What samples are asked to be, row by row of `reference`."""
+        return self.reference[1]
 
     def samples(self, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
         found = {

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import genkit
 from genkit.__main__ import main
 from genkit.compare.evaluate import EvaluationOptions
 from genkit.compare.report import size_rows
-from genkit.compare.sizes import resized
+from genkit.compare.sizes import resized, shown_size
 from genkit.data import DATASETS
 from genkit.errors import GenkitError
+from genkit.metrics import Judge
 from genkit.types import DataSpec
 
 TEXT = """
@@ -67,6 +70,10 @@ def test_a_report_has_each_size(
             assert entry["steps"] == 2
             assert min(entry[metric], entry["resized"][metric], entry["floor"][metric]) > 0
             assert (entry[metric] == entry["resized"][metric]) == (name == "plain")
+        folder = tmp_path / "out" / arm["runs"][0]["folder"]
+        real = load_file(folder / "samples.safetensors")[shown_size(sizes[0], "real")]
+        of_classes = Judge(genkit.load(folder).dataset.resized(sizes[0]), 8).reference[0]
+        assert torch.equal(real, of_classes)
     rows = size_rows(report)
     assert list(rows) == sizes
     names = ["pointwise, sampled", "pointwise, resized", *(["plain, resized"] if more else []), "real data"]

@@ -64,9 +64,8 @@ class Given(Line):
 
 def test_samples_have_the_conditions_of_the_rows_they_are_compared_with():
     judge = Judge(Given(), 6)
-    y = judge.conditions
-    assert y is not None
-    rows, _ = judge._rows("test", 6)
+    rows, y = judge.reference
+    assert y is judge.conditions is not None
     assert torch.equal(y, -rows)
     assert judge.samples(rows, y)["joint_wasserstein"] == 0
     assert judge.floors()["joint_wasserstein"] == pytest.approx(0.25)  # real rows of the nearest conditions
@@ -77,9 +76,13 @@ def test_samples_have_the_conditions_of_the_rows_they_are_compared_with():
 
 def test_samples_have_the_classes_of_the_rows_they_are_compared_with_in_turn():
     data = DATASETS.build("breast_cancer", labels=True)
-    y, real = Judge(data, 40).conditions, Judge(data, 40)._rows("test", 40)[1]
+    x, y = Judge(data, 40).reference
+    rows, real = Judge(data, 40)._rows("test", 40)
     assert y is not None
     assert real is not None
+    assert {(*row, label) for row, label in zip(x.tolist(), y.tolist(), strict=True)} == {
+        (*row, label) for row, label in zip(rows.tolist(), real.tolist(), strict=True)
+    }
     assert y.bincount().tolist() == real.bincount().tolist() == [15, 25]
     assert y[:30].tolist() == 15 * [0, 1]
     assert in_turn(torch.tensor([2, 0, 0, 1, 2])).tolist() == [1, 3, 0, 2, 4]
