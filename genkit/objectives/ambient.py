@@ -6,9 +6,10 @@
     loss = E | v(t, x_t[i], c[i]; context x_t, y) - u_t[i] |^2   over `points` points i of each sample, drawn at random
 
 A point reads the context and no other point: its velocity does not depend on which others are sampled, which may be
-more than in training, between its pixels, or none. Given the context they are independent, as in the paper: right for
-points that are drawn from a surface, an approximation between the pixels of an image. The backbone's cost, quadratic in
-the tokens of the context, does not grow with the points; that of reading is linear in them.
+more than in training, between its pixels, or none. The backbone's cost, quadratic in the tokens of the context, does
+not grow with the points; that of reading is linear in them. Given the context, and their noise, points are
+independent: right for those that are drawn from a surface. Between the pixels of an image it would be grain, so there
+the noise is that of the pixels about, interpolated to variance 1; detail finer than in training is not to be had.
 
 Wang et al., INRFlow / Coordinate In and Value Out: Training Flow Transformers in Ambient Space,
 https://arxiv.org/abs/2412.03791. There points are put into the tokens by attention too; here an image goes in by
@@ -22,6 +23,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genkit.backbone import Cloud, Grid, Head, ModelOptions, PointStem, Reader, Tokens
@@ -126,7 +128,8 @@ class Ambient(FlowMatching):
 
     def resized(self, size: int) -> Ambient:
         """Images have the trained one beside them as the context, which is the same for all sizes and one seed, and is
-        not shown; clouds begin with the points that they have at the trained size."""
+        not shown; their noise is its noise, interpolated, so that all sizes are views of one continuous image. Clouds
+        begin with the points that they have at the trained size, and the others have noise of their own."""
         spec, cloud = self.spec.resized(size), self.spec.cloud
         if spec.shape == self.spec.shape:
             return self
@@ -156,10 +159,13 @@ class Ambient(FlowMatching):
 
     def start(self, n: int, *, generator: Generator = None) -> Tensor:
         like, more = self.places.new_empty(n, *self.trained.shape), self.layout.length - self.trained.length
-        points = self.trained.split(self.source.sample(like, generator=generator))
-        if more > 0:
+        noise = self.source.sample(like, generator=generator)
+        points = self.trained.split(noise)
+        if self.spec.cloud and more > 0:
             others = self.source.sample(like.new_empty(n, more, self.trained.dim), generator=generator)
             points = torch.cat((points, others), dim=1)
+        elif more > 0:
+            points = torch.cat((points, self.shown.split(interpolated(noise, self.spec.shape[1:]))), dim=1)
         return self.layout.join(points[:, : self.layout.length])
 
     def network(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -208,6 +214,16 @@ class Ambient(FlowMatching):
         if self.layout is not self.trained:
             return "samples of another size than the data's have no likelihood"
         return super().no_likelihood
+
+
+def interpolated(noise: Tensor, size: tuple[int, ...]) -> Tensor:
+    """White noise (B, C, h, w) between its pixels, bilinearly, each weight over the root of their sum of squares so
+    that the variance is kept: (B, C, H, W)."""
+    for axis, n in zip((2, 3), size, strict=True):
+        unit = torch.eye(noise.shape[axis], dtype=noise.dtype, device=noise.device)
+        weights = F.interpolate(unit[None], size=n, mode="linear")[0]
+        noise = (noise.movedim(axis, -1) @ (weights / weights.norm(dim=0))).movedim(-1, axis)
+    return noise
 
 
 def taken(points: Tensor, index: Tensor) -> Tensor:

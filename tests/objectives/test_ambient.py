@@ -11,7 +11,7 @@ from torch import Tensor
 from genkit.backbone import ModelOptions
 from genkit.errors import GenkitError
 from genkit.guidance import GUIDANCES
-from genkit.objectives.ambient import Ambient
+from genkit.objectives.ambient import Ambient, interpolated
 from genkit.randomness import keyed_generator
 from genkit.types import Batch, DataSpec
 from tests.objectives.models import COLOUR, IMAGES, batch, build, split
@@ -124,21 +124,18 @@ def test_clouds_of_any_number_of_points(size: int) -> None:
     torch.testing.assert_close(sample.x[:, :shared], whole[:, :shared], rtol=1e-4, atol=1e-5)
 
 
-def test_images_of_any_size_have_the_trained_one_as_context() -> None:
-    """At three times the size, pixels that start from the context's noise end where it ends."""
+def test_images_of_any_size_are_views_of_one() -> None:
+    """At three times the size, each third pixel is one of the trained size; the noise between them has variance 1."""
     objective = model(replace(IMAGES, levels=None)).float()
     larger = objective.resized(12)
-    start = larger.start(3, generator=keyed_generator(0))
-    torch.testing.assert_close(
-        objective.trained.join(start[:, :16]), objective.start(3, generator=keyed_generator(0))
-    )
-    image = larger.shown.join(start[:, 16:])
-    image[:, :, 1::3, 1::3] = objective.trained.join(start[:, :16])
-    start = torch.cat((start[:, :16], larger.shown.split(image)), dim=1)
-    found = larger.sample(3, start=start).x
+    whole = objective.sample(3, generator=keyed_generator(0)).x
+    found = larger.sample(3, generator=keyed_generator(0)).x
     assert found.shape == (3, 1, 12, 12)
-    whole = objective.sample(3, start=objective.trained.join(start[:, :16])).x
     torch.testing.assert_close(found[:, :, 1::3, 1::3], whole, rtol=1e-4, atol=1e-5)
+    assert found.diff(dim=3).square().mean() < 0.5 * whole.diff(dim=3).square().mean()
+    for size in ((12, 24), (3, 6), (2, 5)):
+        weights = interpolated(torch.eye(32).double().reshape(32, 1, 4, 8), size)
+        torch.testing.assert_close(weights.square().sum(0), torch.ones(1, *size).double())
     assert objective.resized(4) is objective
     levels = model(IMAGES).float().resized(6).sample(2, generator=keyed_generator(0)).x
     assert levels.shape == (2, 1, 6, 6)
