@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import GenkitError, Terminated, choose
-from genkit.processes import rank, together
+from genkit.processes import alone, rank, together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -594,6 +594,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     from genkit.recipe import load, override
     from genkit.registry import resolve_options
 
+    alone("benchmark")
     out = arguments.out or Path("runs/samplers") / Path(arguments.run).name
     writable(out / "table.md")
     run = load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device))
@@ -611,6 +612,7 @@ def run_fit_grid(arguments: argparse.Namespace) -> None:
     from genkit.files import write_json
     from genkit.recipe import load
 
+    alone("fit-grid")
     writable(arguments.out)
     solver = entry(arguments.solver, "solver")
     found = fit_grid(

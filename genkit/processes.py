@@ -13,11 +13,8 @@ from pathlib import Path
 from genkit.errors import GenkitError
 from genkit.files import check_links, write_json
 
-OF_ALL = (
-    "RANK",
-    "SLURM_PROCID",
-)  # of torchrun and SLURM; else Lightning starts processes, and numbers them by
-OF_NODE = ("NODE_RANK", "LOCAL_RANK")
+OF_NODE = ("NODE_RANK", "LOCAL_RANK")  # of processes that Lightning starts itself
+BY_HAND = ("bash", "interactive")  # names of SLURM jobs whose processes a person starts, as Lightning has it
 HOLDER = ".holder.json"  # beside the lock: who has it
 
 
@@ -26,17 +23,17 @@ def rank() -> int:
 
     It is known before processes meet; only whether it is 0 is right everywhere.
     """
-    for name in OF_ALL:
-        if name in os.environ and (name != "SLURM_PROCID" or "SLURM_JOB_ID" in os.environ):
-            return int(os.environ[name])
+    of_all = os.environ.get("RANK") or slurm("PROCID")
+    if of_all is not None:
+        return int(of_all)
     return max(int(os.environ.get(name, "0")) for name in OF_NODE)
 
 
 @contextmanager
 def together() -> Iterator[None]:
     """The processes that torchrun or SLURM started meet, for what they do between them (see `parts`); alone where there
-    is one. Raises GenkitError when they cannot."""
-    size = int(os.environ.get("WORLD_SIZE") or (slurm("NTASKS") or 1))
+    is one. Those that Lightning starts meet when they train. Raises GenkitError when they cannot."""
+    size = world()
     if size == 1:
         yield
         return
@@ -65,8 +62,29 @@ def together() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+def world() -> int:
+    """How many processes torchrun or srun has started."""
+    if "RANK" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(slurm("STEP_NUM_TASKS") or 1)
+
+
+def alone(command: str) -> None:
+    """Raises GenkitError where a command that is for one process was started as several."""
+    if world() > 1:
+        raise GenkitError(
+            f"genkit {command} is for one process, and {world()} were started: leave out torchrun or srun"
+        )
+
+
 def slurm(name: str) -> str | None:
-    return os.environ.get(f"SLURM_{name}") if "SLURM_JOB_ID" in os.environ else None
+    """A variable of SLURM, in a process that srun has started as one of several.
+
+    SLURM_NTASKS is no sign of that: a batch script, which is one process, has it too, as what srun in it would start.
+    """
+    if os.environ.get("SLURM_JOB_NAME") in BY_HAND or "SLURM_STEP_NUM_TASKS" not in os.environ:
+        return None
+    return os.environ.get(f"SLURM_{name}")
 
 
 def parts() -> tuple[int, int]:

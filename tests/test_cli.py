@@ -501,3 +501,17 @@ def test_interrupt_saves_and_the_same_command_goes_on(tmp_path):
         assert main([*argv, str(tmp_path / name)]) == 0
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("stopped", "alone")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    "argv", [("benchmark", "samplers", "run"), ("fit-grid", "run", "--solver", "heun", "--steps", "2")]
+)
+def test_commands_for_one_process_say_so_before_they_touch_anything(
+    argv: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(argv) == 2
+    assert f"genkit {argv[0]} is for one process, and 2 were started" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

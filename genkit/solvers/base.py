@@ -116,14 +116,15 @@ class Solver(abc.ABC):
             raise GenkitError(f"times must be strictly monotone, not {nodes.tolist()}")
         nodes = nodes.to("cpu", torch.float64)  # what methods compute from times needs no wait for the device
 
+        method = self.paced(len(nodes) - 1)  # of times that are given there may be another number
         counted = Counter(field)
-        state = self.init(counted, x, generator=generator)
+        state = method.init(counted, x, generator=generator)
         trajectory = [x] if keep else []
         for t, t_next in zip(nodes[:-1], nodes[1:], strict=True):
-            state = self.step(counted, t, t_next, state, generator=generator)
+            state = method.step(counted, t, t_next, state, generator=generator)
             if keep:
                 trajectory.append(state.x)
-        return Solution(self.final(counted, state), counted.calls, trajectory)
+        return Solution(method.final(counted, state), counted.calls, trajectory)
 
     def init(self, field: Velocity, x: Tensor, *, generator: Generator = None) -> State:
         return State(x)

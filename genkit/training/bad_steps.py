@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class BadSteps(Callback):
     def __init__(self, options: TrainingOptions, attempt: int = 0) -> None:
         self.options, self.mode, self.attempt = options, options.on_bad_step, attempt
         self.roll_back = False  # asked for by `look`
-        self.first = torch.tensor(-1)
+        self.first = torch.tensor(torch.inf)  # of the bad steps
         self.total, self.in_a_row = torch.tensor(0), torch.tensor(0)
         self.good = torch.full((WINDOW,), torch.nan)
         self.count = torch.tensor(0)  # of good losses, where spikes are looked for
@@ -43,7 +44,8 @@ class BadSteps(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         assert isinstance(pl_module, GenerativeModule)
         loss = pl_module.loss_of_step()
-        if trainer.world_size > 1:  # its mean, as that of the gradients: all have the same
+        if trainer.world_size > 1 and (self.mode == "skip" or self.options.spike is not None):
+            # the mean, as of the gradients: all tell alike what is bad. Else `look` asks all what each has seen
             loss = trainer.strategy.reduce(loss, reduce_op="mean")
         bad = ~loss.isfinite()
         if self.options.spike is not None:
@@ -54,7 +56,7 @@ class BadSteps(Callback):
             grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
             bad = bad | ~get_total_norm(grads).isfinite()
             optimizer.found_inf = bad.float()
-        self.first = torch.where((self.first < 0) & bad, trainer.global_step, self.first)
+        self.first = torch.where(bad, self.first.clamp(max=trainer.global_step), self.first)
         self.total, self.in_a_row = self.total + bad, (self.in_a_row + 1) * bad
         if self.options.spike is not None:
             place = torch.arange(WINDOW, device=bad.device) == self.count % WINDOW
@@ -79,7 +81,7 @@ class BadSteps(Callback):
                 )
             what = None
         else:
-            what = self.wrong(int(self.first))
+            what = self.wrong(-largest(module.trainer, -float(self.first)))
         if what is None and weights and not module.finite():
             what = f"weights at step {module.global_step} are not finite"
         if what is None:
@@ -90,12 +92,11 @@ class BadSteps(Callback):
         again = f", after going back {self.attempt} times" if self.attempt else ""
         raise self.error(what + again, last_good)
 
-    def wrong(self, step: int) -> str | None:
-        if step < 0:
+    def wrong(self, step: float) -> str | None:
+        if step == math.inf:
             return None
-        return (
-            f"the loss was not finite{'' if self.options.spike is None else ', or a spike,'} at step {step}"
-        )
+        spike = "" if self.options.spike is None else ", or a spike,"
+        return f"the loss was not finite{spike} at step {step:.0f}"
 
     @staticmethod
     def error(what: str, last_good: str) -> GenkitError:
@@ -121,3 +122,11 @@ def middle(values: Tensor, count: Tensor) -> Tensor:
     """The median of the first `count` values in order, as NaN are the last. Nothing waits for it."""
     place = (count.clamp(1, len(values)) - 1) // 2
     return values.sort().values.gather(0, place[None])[0]
+
+
+def largest(trainer: Trainer, value: float) -> float:
+    """The largest of all processes' values, of which each must ask for it."""
+    if trainer.world_size == 1:
+        return value
+    values = torch.tensor(float(value), device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(values, reduce_op="max"))

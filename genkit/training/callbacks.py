@@ -24,7 +24,7 @@ from genkit.errors import GenkitError, choose
 from genkit.files import link_atomically, write_atomically
 from genkit.processes import rank
 from genkit.tensors import write_tensors
-from genkit.training.bad_steps import BadSteps
+from genkit.training.bad_steps import BadSteps, largest
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainingOptions
 from genkit.training.weights import read_checkpoint, weights_of
@@ -179,14 +179,6 @@ class StepCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.mean = state_dict["seconds"], state_dict.get("mean")
-
-
-def largest(trainer: Trainer, value: float) -> float:
-    """The largest of all processes' values, of which each must ask for it."""
-    if trainer.world_size == 1:
-        return value
-    values = torch.tensor(float(value), device=trainer.strategy.root_device)
-    return float(trainer.strategy.reduce(values, reduce_op="max"))
 
 
 class Watch(Callback):

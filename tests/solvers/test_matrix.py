@@ -201,6 +201,19 @@ def test_methods_with_noise_have_the_moments_of_the_data(
     assert float((torch.cov(found.T) - flow.cov).abs().max()) < slack
 
 
+def test_churn_is_shared_among_the_steps_that_are_taken() -> None:
+    """Not among those of the solver's own, where times are given."""
+    flow, x = GaussianFlow.example(), noise()
+    solver = SOLVERS.build("stochastic_heun", steps=8, churn=2.0)
+    other = SOLVERS.build("stochastic_heun", steps=32, churn=2.0)
+
+    def end(solver: Solver, **times: Tensor) -> Tensor:
+        return solver.solve(flow.field(), x, generator=torch.Generator().manual_seed(0), **times).x
+
+    assert torch.equal(end(other, times=solver.times()), end(solver))
+    assert not torch.equal(end(other), end(solver))
+
+
 @pytest.mark.parametrize("variables", [1, 2, 3])
 @pytest.mark.parametrize("kappa", [0.5, 1.0, 2.0])
 def test_tada_sees_the_data_in_noise_of_one_size(variables: int, kappa: float) -> None:

@@ -156,6 +156,33 @@ def test_what_is_bad_in_one_process_is_bad_in_all(theirs: float, expected: int) 
     assert int(bad.total) == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [({}, 0), ({"on_bad_step": "skip"}, 1), ({"on_bad_step": "rollback", "spike": 9.0}, 1)],
+)
+def test_processes_ask_each_other_in_a_step_only_where_it_acts_on_the_answer(
+    options: dict[str, Any], asked: int
+) -> None:
+    """Else when they look: then what one has seen counts for all."""
+    bad, calls = BadSteps(TrainingOptions(**options)), []
+    module: Any = GenerativeModule.__new__(GenerativeModule)
+    torch.nn.Module.__init__(module)
+    module.losses, module.log = [torch.tensor(1.0)], lambda *_: None
+
+    def reduce(ours: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        calls.append(reduce_op)
+        return ours if reduce_op == "mean" else ours.clamp(min=-4)  # the other's first bad step is 4
+
+    trainer: Any = SimpleNamespace(
+        world_size=2, global_step=7, strategy=SimpleNamespace(reduce=reduce, root_device="cpu")
+    )
+    bad.on_before_optimizer_step(trainer, module, SimpleNamespace())
+    assert calls == ["mean"] * asked
+    if not asked:
+        with pytest.raises(GenkitError, match="not finite at step 4"):
+            bad.look(SimpleNamespace(trainer=trainer), "")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_spike_is_measured_by_the_spread_about_the_median(sign: float) -> None:
     """Of the good losses; the scale and sign of the loss do not matter, and nothing is one before there are enough."""

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from genkit.compare.evaluate import EvaluationOptions, evaluate
 from genkit.errors import GenkitError
 from genkit.objectives import OBJECTIVES
-from genkit.processes import locked, rank
+from genkit.processes import locked, rank, world
 from genkit.randomness import RankGenerator, keyed_generator
 from genkit.recipe import Recipe, draw, load, train
 from genkit.types import Batch
@@ -142,25 +142,33 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     assert not (tmp_path / ".holder.json").exists()
 
 
+STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_JOB_ID": "1"}
+BATCH = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "1"}
+
+
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("given", "first", "size"),
     [
-        ({}, 0),
-        ({"RANK": "3", "LOCAL_RANK": "0"}, 3),
-        ({"SLURM_JOB_ID": "1", "SLURM_PROCID": "2"}, 2),
-        ({"SLURM_PROCID": "2"}, 0),
-        ({"LOCAL_RANK": "1"}, 1),
-        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, 1),
+        ({}, 0, 1),
+        ({"RANK": "3", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, 3, 4),
+        (STEP, 2, 4),
+        ({**STEP, "SLURM_JOB_NAME": "train"}, 2, 4),
+        ({**STEP, "SLURM_JOB_NAME": "interactive"}, 0, 1),
+        ({**STEP, "SLURM_JOB_NAME": "bash", "RANK": "1", "WORLD_SIZE": "2"}, 1, 2),
+        (BATCH, 0, 1),  # a batch script without srun
+        ({**BATCH, "RANK": "1", "WORLD_SIZE": "8"}, 1, 8),  # torchrun in it
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 1, 1),  # of Lightning, which lets them meet
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, 1, 1),
     ],
 )
-def test_who_is_first_is_known_before_processes_meet(
-    given: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+def test_who_is_first_and_of_how_many_is_known_before_processes_meet(
+    given: dict[str, str], first: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RANK", "SLURM_JOB_ID", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "SLURM_JOB_NAME", *STEP, *BATCH):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert rank() == expected
+    assert (rank(), world()) == (first, size)
 
 
 # --- several processes --------------------------------------------------------------------------------
