@@ -24,7 +24,7 @@ from genkit.compare.sizes import resized, shown_size
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError
 from genkit.guidance import Guidance, build_guidance
-from genkit.inversion import Inverter
+from genkit.inversion import INVERTERS, Inverter
 from genkit.metrics import Judge, Scorer
 from genkit.objectives import Objective
 from genkit.objectives.likelihood import Divergence, LikelihoodOptions
@@ -46,6 +46,7 @@ class EvaluationOptions:
     samples: how many samples, and as many real rows beside them; null for as many as the smaller part has.
     steps: numbers of steps of the solver or unmasker.
     solver: with which they are sampled; null for each run's own (`sampling.solver`).
+    inverter: with which normalizing flows are; null for each run's own (`sampling.inverter`).
     unmasker: with which discrete models are, where they can take it.
     unmaskers: more of them (names, or mappings with options), to compare: discrete models are also sampled with each
         that they can take, at each number of steps, or as it is where it has none. unmaskers_on: the arms of a
@@ -67,6 +68,7 @@ class EvaluationOptions:
     samples: int | None = None
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
     solver: Solver | str | None = "euler"
+    inverter: Inverter | str | None = None
     unmasker: Unmasker | str = "ancestral"
     unmaskers: list[str | dict[str, Any]] = field(default_factory=list)
     unmaskers_on: list[str] | None = None
@@ -100,6 +102,8 @@ class EvaluationOptions:
         try:
             for steps in self.steps if self.solver is not None else ():
                 SOLVERS.build(self.solver, steps=steps)  # a fitted grid has one number of them
+            if self.inverter is not None:
+                INVERTERS.build(self.inverter)
             UNMASKERS.build(self.unmasker)
             self.compared()
             self.controls()
@@ -123,10 +127,13 @@ class EvaluationOptions:
         return replace(self, **chosen)
 
     def of(self, recipe: Recipe, objective: Objective) -> EvaluationOptions:
-        """With a solver for this model where it takes one: its recipe's or its own, where the evaluation names none."""
-        if self.solver is not None or objective.samplers is not SOLVERS:
+        """With a solver or an inverter for this model where it takes one: its recipe's or its own, where the evaluation
+        names none."""
+        kind = "solver" if objective.samplers is SOLVERS else "inverter"
+        if objective.samplers not in (SOLVERS, INVERTERS) or getattr(self, kind) is not None:
             return self
-        return replace(self, solver=recipe.config["sampling"]["solver"] or objective.default_sampler)
+        own: dict[str, Any] = {kind: recipe.config["sampling"][kind] or objective.default_sampler}
+        return replace(self, **own)
 
     def compared(self) -> list[Compared]:
         """`unmaskers`, built. Raises GenkitError for what cannot be built, twice the same, and one with steps."""
@@ -371,7 +378,7 @@ def samplers(
     if run.objective.samplers is SOLVERS:
         return [(steps, run.sampler(solver=options.solver, steps=steps)) for steps in options.steps]
     if run.objective.samplers is not UNMASKERS:
-        return [(None, None)]
+        return [(None, run.sampler(inverter=options.inverter))]
     return at_steps(UNMASKERS.build(main_unmasker(run, options)), options)
 
 

@@ -29,7 +29,7 @@ from genkit.compare.evaluate import (
     EvaluationOptions,
     RunScorer,
     evaluate,
-    main_unmasker,
+    samplers,
     showing,
 )
 from genkit.data.base import Dataset
@@ -43,6 +43,7 @@ from genkit.processes import rank
 from genkit.randomness import keyed_generator
 from genkit.recipe import (
     KEYS,
+    SAMPLERS,
     Recipe,
     Run,
     check_guide,
@@ -58,7 +59,6 @@ from genkit.tensors import tensors_hash
 from genkit.training.callbacks import read_rows
 from genkit.training.machine import sources
 from genkit.types import DataSpec
-from genkit.unmasking import UNMASKERS
 
 # What a comparison itself puts into its folder, beside those of its arms.
 OWN_FILES = ("figures", "stale", "report.html", "report.json", "table.md", "data.safetensors")
@@ -293,16 +293,13 @@ def compare(
 
 
 def names_of_samplers(runs: Iterable[Run], options: EvaluationOptions) -> dict[str, str | None]:
-    """The solvers, and the unmaskers, that some run is sampled with; None for none."""
-    unmaskers: dict[str, None] = {}
-    solvers: dict[str, None] = {}
+    """The solvers, unmaskers and inverters that some run is sampled with, by kind; None for none."""
+    names: dict[str, dict[str, None]] = {kind: {} for kind in SAMPLERS}
     for run in runs:
-        if run.objective.samplers is SOLVERS:
-            solver = SOLVERS.build(options.of(run.recipe, run.objective).solver)
-            solvers[SOLVERS.name_of(solver)] = None
-        elif run.objective.samplers is UNMASKERS:
-            unmaskers[UNMASKERS.name_of(UNMASKERS.build(main_unmasker(run, options)))] = None
-    return {"solver": ", ".join(solvers) or None, "unmasker": ", ".join(unmaskers) or None}
+        if (registry := run.objective.samplers) is not None:
+            _, sampler = samplers(run, options)[0]
+            names[registry.kind][registry.name_of(sampler)] = None
+    return {kind: ", ".join(found) or None for kind, found in names.items()}
 
 
 def folder_name(arm: str, seed: int) -> str:

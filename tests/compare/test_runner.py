@@ -15,9 +15,10 @@ import yaml
 
 import genkit.recipe as recipes
 from genkit.compare import runner
+from genkit.compare.evaluate import EvaluationOptions
 from genkit.compare.figures import tensors
 from genkit.compare.report import write_report
-from genkit.compare.runner import Comparison, compare
+from genkit.compare.runner import Comparison, compare, evaluated, train_arm
 from genkit.errors import GenkitError
 from genkit.recipe import Recipe, load, train
 from tests.compare.test_evaluate import DATA, SMALL, text_file
@@ -239,6 +240,23 @@ def test_arms_that_are_sampled_otherwise_are_trained_once(tmp_path, monkeypatch)
     assert load(out / "four").recipe.config["sampling"]["solver"]["name"] == "rk4"
     assert of(one="midpoint", four="rk4", own=None)[0] == {"one": 2, "four": 4, "own": 2}
     assert len(fits) == 1
+
+
+def test_flows_are_evaluated_with_the_inverter_of_their_recipes(tmp_path):
+    """It is part of what a kept evaluation was made from; that of the evaluation comes first."""
+    jacobi = {"name": "jacobi", "tolerance": 0, "cap": 1}
+
+    def run(sampling, evaluation=()):
+        recipe = Recipe.resolve(SMALL | {"objective": NF, "sampling": sampling})
+        found = train_arm(recipe, tmp_path / "nf", None, None)
+        result = evaluated(found, EvaluationOptions(**EVALUATION, **dict(evaluation)))
+        return result["points"][0]["nfe"]
+
+    tokens, spans = 2, 2
+    assert run({}) == tokens * spans
+    assert run({"inverter": jacobi}) == spans
+    assert run({}, {"inverter": jacobi}) == spans
+    assert run({"inverter": jacobi}, {"inverter": "sequential"}) == tokens * spans
 
 
 def test_a_solver_that_an_arm_cannot_use(comparison, untrained, tmp_path):
