@@ -417,7 +417,8 @@ def sample_in_batches(
     count: int,
     prompts: Tensor | None = None,
 ) -> Sample:
-    """`count` samples on the CPU; each batch starts from noise that depends on the seed alone.
+    """`count` samples on the CPU; each batch starts from noise that depends on the seed alone. Their cost is the mean
+    over rows: adaptive solvers, and some unmaskers and inverters, take other numbers of calls for each batch.
 
     prompts: rows that are given in part, see `Judge.prompts`.
     """
@@ -439,7 +440,10 @@ def sample_in_batches(
         )
         for part in torch.arange(count).split(options.batch_size)
     ]
-    return Sample(torch.cat([part.x.cpu() for part in parts]), parts[0].nfe, parts[0].tokens)
+    nfe, tokens = (
+        sum(getattr(part, cost) * len(part.x) for part in parts) / count for cost in ("nfe", "tokens")
+    )
+    return Sample(torch.cat([part.x.cpu() for part in parts]), round(nfe), tokens)
 
 
 def log_probs(run: Run, options: EvaluationOptions) -> Iterator[LogProb]:

@@ -179,6 +179,15 @@ def test_a_model_without_likelihood_has_no_bits_per_dim(tmp_path):
     assert result["transport_cost"] > 0
 
 
+def test_the_cost_of_samples_is_the_mean_over_rows_of_all_batches(flow, monkeypatch):
+    costs = iter([(10, 10.0), (20, 25.0), (40, 40.0)])
+    monkeypatch.setattr(
+        flow.objective, "sample", lambda n, y, **options: evaluation.Sample(torch.zeros(n, 2), *next(costs))
+    )
+    found = evaluation.sample_in_batches(flow, QUICK, None, None, count=20)  # 8, 8 and 4 rows
+    assert (found.nfe, found.tokens) == (20, 22.0)
+
+
 def test_generators_are_on_the_device_of_the_model(flow, monkeypatch):
     monkeypatch.setattr(type(flow.objective), "device", torch.device("meta"))
     asked = []
