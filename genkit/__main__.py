@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -508,7 +508,7 @@ def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[st
 
 @together()
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    from genkit.compare.evaluate import EvaluationOptions
+    from genkit.compare.evaluate import EvaluationOptions, check_given
     from genkit.compare.report import print_evaluation
     from genkit.compare.runner import evaluated
     from genkit.recipe import load, override
@@ -517,32 +517,14 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     run = load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device))
     given = override({}, arguments.overrides)
     options = EvaluationOptions(**resolve_options(EvaluationOptions, given, "evaluate"))
-    for key in ("unmaskers_on", "control_on"):
-        if getattr(options, key) is not None:
-            raise GenkitError(f"evaluate: {key} names arms of a comparison: leave it out for one run")
-    check_likelihood(run, given)
+    try:
+        check_given(run, options, given)
+    except GenkitError as error:
+        raise GenkitError(f"evaluate: {error}") from None
     with listening() as listener:
         result = evaluated(run, options, listener)
     if rank() == 0:
         print_evaluation(run.name, result)
-
-
-LIKELIHOOD = ("likelihood", "likelihood_rows", "likelihood_tolerance", "divergence", "probes")
-
-
-def check_likelihood(run: Run, given: Mapping[str, Any]) -> None:
-    """Raises GenkitError for options of a likelihood that the model has not, or that is not integrated."""
-    from genkit.solvers import SOLVERS
-
-    asked = [key for key in LIKELIHOOD if key in given]
-    if asked and run.objective.no_likelihood:
-        raise GenkitError(f"evaluate: {asked[0]}: {run.objective.no_likelihood}")
-    asked = [key for key in asked if key != "likelihood_rows"]
-    if asked and run.objective.samplers is not SOLVERS:
-        name = run.recipe.config["objective"]["name"]
-        raise GenkitError(
-            f"evaluate: {asked[0]} is of flows of pairs, not of the objective '{name}': leave it out"
-        )
 
 
 def run_info(arguments: argparse.Namespace) -> None:

@@ -311,6 +311,7 @@ def test_options_of_a_likelihood_that_is_not_integrated(capsys, compared):
         capsys, ["evaluate", str(compared / "nf"), "divergence=exact"], "divergence", "'normalizing_flow'"
     )
     refused(capsys, ["evaluate", str(compared / "masked"), "likelihood=rk4"], "'masked_diffusion'")
+    refused(capsys, ["evaluate", str(compared / "nf"), "solver=heun"], "evaluate: ", "takes no solver")
     refused(capsys, ["evaluate", str(compared / "fm-ot"), "likelihood=ancestral"], "without noise of its own")
     masked = ["sample", str(compared / "masked"), "--log-prob"]
     refused(capsys, masked, "unmasking gives no log-probability", "ask log_prob")

@@ -80,9 +80,8 @@ class Control:
         )
 
     def check(self, objective: Any) -> None:
-        """Raises GenkitError for what is no target of this model; a model without an energy takes no part."""
-        if hasattr(objective, "log_density"):
-            self.target(objective, 0 if self.compose is None and objective.classes else None)
+        """Raises GenkitError for what is no target of this model, and for a model without an energy."""
+        self.target(objective, 0 if self.compose is None and objective.classes else None)
 
 
 def controlled(

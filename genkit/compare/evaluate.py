@@ -12,7 +12,7 @@ The model works on its own device; the metrics work on the CPU.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -28,13 +28,21 @@ from genkit.inversion import INVERTERS, Inverter
 from genkit.metrics import Judge, Scorer
 from genkit.objectives import Objective
 from genkit.objectives.likelihood import Divergence, LikelihoodOptions
+from genkit.particles.base import has_energy
 from genkit.randomness import keyed_generator
-from genkit.recipe import Recipe, Run, draw, load
+from genkit.recipe import SAMPLERS, Recipe, Run, check_kinds, draw, load
 from genkit.solvers import SOLVERS, Solver
 from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
 
 SHOWN_ROWS, SHOWN_POINTS, SHOWN_PATHS, SHOWN_TEXTS, SHOWN_SOUNDS = 40, 2000, 500, 6, 10
+LIKELIHOOD = (
+    "likelihood",
+    "likelihood_rows",
+    "likelihood_tolerance",
+    "divergence",
+    "probes",
+)  # options of one
 SHOWN_PAIRS, PAIRS_FROM = 8, 120  # of each task, among the first so many rows of all
 Progress = Callable[[str], None]
 
@@ -228,13 +236,41 @@ class RunScorer:
             yield on_cpu(self.run.objective.log_prob(x[part], classes))
 
 
+def check_given(run: Run, options: EvaluationOptions, given: Collection[str]) -> None:
+    """Raises GenkitError for options, of those `given` for this run alone, that have no effect on it; in a comparison
+    they may be meant for other arms."""
+    objective, name = run.objective, run.recipe.config["objective"]["name"]
+    given = {key for key in given if getattr(options, key) not in (None, [])}
+    for key in sorted({"unmaskers_on", "control_on"} & given):
+        raise GenkitError(f"{key} names arms of a comparison: leave it out for one run")
+    check_kinds(name, [kind for kind in SAMPLERS if {kind, f"{kind}s"} & given])
+    if "unmasker" in given:
+        objective.check_sampler(UNMASKERS.build(options.unmasker))
+    for one in options.compared():
+        objective.check_sampler(one.unmasker)
+    sampled = [*samplers(run, options), *(at_steps(one.unmasker, options)[0] for one in options.compared())]
+    if "steps" in given and all(steps is None for steps, _ in sampled):
+        raise GenkitError(f"steps: this model of the objective '{name}' is sampled without a number of them")
+    by_class = run.objective.conditional or run.spec.answer is None
+    objective.check_guidance(build_guidance(options.guidance), by_class=by_class)
+    for control in options.controls():
+        control.check(objective)
+    asked = [key for key in LIKELIHOOD if key in given]
+    if asked and objective.no_likelihood:
+        raise GenkitError(f"{asked[0]}: {objective.no_likelihood}")
+    asked = [key for key in asked if key != "likelihood_rows"]
+    if asked and objective.samplers is not SOLVERS:
+        raise GenkitError(f"{asked[0]} is of flows of pairs, not of the objective '{name}': leave it out")
+
+
 def evaluate(
     run: Run, options: EvaluationOptions, judge: Judge, *, progress: Progress = lambda message: None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """All figures of one run as plain data, those of real data among them, and samples to show by name (see
     `showing`)."""
     spec = run.spec
-    for control in options.controls():
+    controls = options.controls() if has_energy(run.objective) else []
+    for control in controls:
         control.check(run.objective)
     y = judge.conditions if run.objective.conditional else None
     points: list[dict[str, Any]] = []
@@ -253,8 +289,8 @@ def evaluate(
         shown |= held
     if options.unmaskers and run.objective.samplers is UNMASKERS:
         result["unmasking"] = unmasking(run, options, judge, y, points, progress)
-    if options.control and hasattr(run.objective, "log_density"):
-        result["control"], held = controlled(run, options.controls(), judge, options.seed, progress)
+    if controls:
+        result["control"], held = controlled(run, controls, judge, options.seed, progress)
         shown |= {name: x[:SHOWN_POINTS] if x.ndim == 2 else x[:SHOWN_ROWS] for name, x in held.items()}
     if options.likelihood_rows and run.objective.likelihood is not None:
         progress("likelihood")

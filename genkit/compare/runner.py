@@ -39,6 +39,7 @@ from genkit.guidance import build_guidance
 from genkit.metrics import Judge, in_turn
 from genkit.metrics.extractor import PINNED, pinned
 from genkit.objectives import Objective
+from genkit.particles.base import has_energy
 from genkit.processes import rank
 from genkit.randomness import keyed_generator
 from genkit.recipe import (
@@ -202,7 +203,7 @@ class Comparison:
                 objective.check_sampler(SOLVERS.build(options.of(recipe, objective).solver))
                 if options.likelihood_rows and objective.likelihood is not None:
                     objective.check_sampler(SOLVERS.build(options.likelihood))
-            for control in options.controls():
+            for control in options.controls() if has_energy(objective) else ():
                 control.check(objective)
         except GenkitError as error:
             raise GenkitError(f"{recipe.source}: {error}") from None

@@ -152,6 +152,11 @@ class Density(Target):
         return self._decode(x.to(self.dtype))
 
 
+def has_energy(objective: Any) -> bool:
+    """Whether an objective gives log p_t(x) along a path, up to a constant; an autoregressive flow gives it at t=1."""
+    return hasattr(objective, "log_density") and hasattr(objective, "path")
+
+
 class Model(Density):
     """A trained energy, of a class or of all: p_t(x | label).
 
@@ -161,7 +166,7 @@ class Model(Density):
     """
 
     def __init__(self, objective: Any, label: int | None = None) -> None:
-        if not (hasattr(objective, "log_density") and hasattr(objective, "path")):  # a flow has but the first
+        if not has_energy(objective):
             raise GenkitError(
                 f"{type(objective).__name__} has no energy, which particles need: distil one from it with the "
                 "objective energy"

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from genkit.compare import evaluate as evaluation
-from genkit.compare.evaluate import EvaluationOptions, evaluate
+from genkit.compare.evaluate import EvaluationOptions, check_given, evaluate
 from genkit.compare.runner import evaluated
 from genkit.data.base import DATASETS
 from genkit.errors import GenkitError
@@ -36,6 +36,13 @@ def flow(tmp_path_factory) -> Run:
     """Flow matching on points, trained for two steps."""
     recipe = Recipe.resolve(SMALL | {"objective": "flow_matching"})
     return train(recipe, tmp_path_factory.mktemp("runs") / "flow")
+
+
+@pytest.fixture(scope="module")
+def inverted(tmp_path_factory) -> Run:
+    """An autoregressive flow of points."""
+    recipe = Recipe.resolve(SMALL | {"objective": {"name": "normalizing_flow", "spans": 2}})
+    return train(recipe, tmp_path_factory.mktemp("runs") / "inverted")
 
 
 def text_file(folder) -> str:
@@ -109,6 +116,51 @@ def metrics():
 def test_wrong_options_are_refused_when_made(options, words):
     with pytest.raises(GenkitError, match=words):
         EvaluationOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("flow", {"guidance": 3.0}, "guidance needs a conditional model .*this one is unconditional"),
+        ("flow", {"control": ["0 AND 1"]}, "FlowMatching has no energy"),
+        ("flow", {"unmasker": "confidence"}, "'flow_matching' takes no unmasker; its solver is one of"),
+        ("flow", {"unmaskers": ["confidence"]}, "'flow_matching' takes no unmasker"),
+        ("flow", {"inverter": "jacobi"}, "'flow_matching' takes no inverter"),
+        ("flow", {"control_on": ["a"]}, "control_on names arms of a comparison"),
+        ("writer", {"solver": "heun"}, "'masked_diffusion' takes no solver; its unmasker is one of"),
+        ("writer", {"unmasker": "left_to_right", "steps": [4]}, "steps: .*without a number of them"),
+        ("writer", {"guidance": 2.0}, "this one is unconditional"),
+        ("writer", {"divergence": "exact"}, "divergence is of flows of pairs"),
+        ("reader", {"unmasker": "ancestral"}, "sampled from left to right, not by 'ancestral'"),
+        ("reader", {"unmaskers": ["left_to_right", "margin"]}, "not by 'margin'"),
+        ("reader", {"steps": [4]}, "steps: .*'autoregressive' is sampled without a number of them"),
+        ("inverted", {"steps": [4]}, "steps: .*'normalizing_flow' is sampled without a number of them"),
+        ("inverted", {"control": [{"beta": 2.0}]}, "NormalizingFlow has no energy"),
+    ],
+)
+def test_options_without_effect_on_the_one_run_are_refused(request, kind, given, words):
+    run = request.getfixturevalue(kind)
+    with pytest.raises(GenkitError, match=words):
+        check_given(run, EvaluationOptions(**given), given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("flow", {"solver": "heun", "steps": [4], "guidance": 1, "unmaskers": [], "divergence": "exact"}),
+        ("flow", {"solver": None, "inverter": None}),
+        ("writer", {"unmasker": "left_to_right", "unmaskers": ["margin"], "steps": [4]}),
+        ("inverted", {"inverter": "jacobi", "likelihood_rows": 4}),
+    ],
+)
+def test_options_with_effect_on_it_are_taken(request, kind, given):
+    check_given(request.getfixturevalue(kind), EvaluationOptions(**given), given)
+
+
+def test_an_autoregressive_flow_takes_no_part_in_control(inverted):
+    """It has a density of the data, but none along a path."""
+    options = EvaluationOptions(samples=8, likelihood_rows=4, control=[{"beta": 2.0}])
+    assert "control" not in evaluate(inverted, options, options.judge(inverted.dataset))[0]
 
 
 def test_a_grid_of_another_number_of_steps_is_refused_when_made(tmp_path):
