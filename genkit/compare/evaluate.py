@@ -294,7 +294,9 @@ def evaluate(
         shown |= {name: x[:SHOWN_POINTS] if x.ndim == 2 else x[:SHOWN_ROWS] for name, x in held.items()}
     if options.likelihood_rows and run.objective.likelihood is not None:
         progress("likelihood")
-        result |= judge.log_probs(log_probs(run, options))
+        given = {"given": "y" if run.objective.conditional else None}  # p(x|y) is no figure of p(x)
+        found = judge.log_probs(log_probs(run, options))
+        result |= {name: value | given for name, value in found.items()}
     if run.objective.samplers is SOLVERS:
         progress("trajectories")
         count = min(SHOWN_PATHS, judge.count, options.batch_size)

@@ -118,13 +118,15 @@ def spent(arm: Json, unit: str) -> Cost:
 
 
 def likelihood(arm: Json) -> tuple[float, float, str] | None:
-    """bits/dim, its error (the spread over seeds, or the standard error of one run), and its kind."""
+    """bits/dim, its error (the spread over seeds, or the standard error of one run), and its kind: "bound", of p(x|y)
+    "bound, given y"."""
     held = [run["bits_per_dim"] for run in arm["runs"] if run.get("bits_per_dim")]
     value, stderr = stat(entry["value"] for entry in held), stat(entry.get("stderr") for entry in held)
     if value is None:
         return None
     error = value.spread if value.spread is not None else stderr.mean if stderr else 0.0
-    return value.mean, error, held[0]["kind"]
+    given = held[0].get("given")
+    return value.mean, error, held[0]["kind"] + (f", given {given}" if given else "")
 
 
 def unit(report: Json) -> str:

@@ -334,12 +334,17 @@ def protocol_rows(report: Json) -> Rows:
     arms = {}
     for name, arm in report["arms"].items():
         run = arm["runs"][0]
-        words = (arm["objective"], arm.get("coupling"), arm.get("teacher"))
+        words = (
+            arm["objective"],
+            "y" if arm.get("conditional") else None,
+            arm.get("coupling"),
+            arm.get("teacher"),
+        )
         counts = (f"{run['backbone_parameters']:,}", f"{run['parameters']:,}")
         texts = (*words, *counts, listed(entry["seed"] for entry in arm["runs"]))
         arms[name] = [Cell(str(text or "–")) for text in texts]
-    heads = ["objective", "coupling", "teacher", "backbone", "all", "seeds"]
-    return Rows(heads, arms, [("", 3), ("parameters", 2), ("", 1)])
+    heads = ["objective", "given", "coupling", "teacher", "backbone", "all", "seeds"]
+    return Rows(heads, arms, [("", 4), ("parameters", 2), ("", 1)])
 
 
 def verdict_rows(report: Json) -> Rows | None:

@@ -157,6 +157,16 @@ def test_options_with_effect_on_it_are_taken(request, kind, given):
     check_given(request.getfixturevalue(kind), EvaluationOptions(**given), given)
 
 
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_likelihood_says_what_it_is_given(tmp_path, conditional):
+    data = {"name": "8gaussians", "n_train": 200, "n_test": 100, "labels": True}
+    objective = {"name": "normalizing_flow", "spans": 2, "conditional": conditional}
+    run = train(Recipe.resolve(SMALL | {"data": data, "objective": objective}), tmp_path / "nf")
+    options = replace(QUICK, samples=100)
+    result, _ = evaluate(run, options, options.judge(run.dataset))
+    assert result["bits_per_dim"]["given"] == ("y" if conditional else None)
+
+
 def test_an_autoregressive_flow_takes_no_part_in_control(inverted):
     """It has a density of the data, but none along a path."""
     options = EvaluationOptions(samples=8, likelihood_rows=4, control=[{"beta": 2.0}])

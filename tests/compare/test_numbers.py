@@ -147,5 +147,7 @@ def test_error_of_a_likelihood():
     arms = image_report()["arms"]
     assert likelihood(arms["nf"]) == (1.93, 0.02, "bound")
     assert likelihood(arms["fm-distilled"]) is None
+    arms["nf"]["runs"][0]["bits_per_dim"]["given"] = "y"
+    assert likelihood(arms["nf"]) == (1.93, 0.02, "bound, given y")
     _, error, _ = likelihood(image_report(3)["arms"]["nf"])
     assert error == pytest.approx(np.std([1.93 * wobble(seed, 0.01) for seed in range(3)], ddof=1))

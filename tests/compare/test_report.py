@@ -24,6 +24,7 @@ from genkit.compare.report import (
     perplexity_rows,
     print_evaluation,
     print_table,
+    protocol_rows,
     shape,
     unmasker_rows,
     write_report,
@@ -189,6 +190,19 @@ def test_main_table_holds_quality_likelihood_and_cost():
     assert cells == ["55.0", "53.0", "42.0", "37.0", "36.0", "35.6", "–", "–", "6.14 M", "186", "0.021"]
     assert str(rest.arms["nf"][0]) == "1.930 ± 0.020 (bound)"
     assert [cell.best for cell in quality.arms["fm-ot"]] == [False] * 2 + [True] * 4 + [False]
+
+
+def test_likelihoods_of_conditional_arms_say_so():
+    """p(x|y) and p(x) stand in one column, and in the protocol."""
+    report = image_report()
+    report["arms"]["nf"]["runs"][0]["bits_per_dim"]["given"] = "y"
+    report["arms"]["nf"]["conditional"], report["arms"]["fm-ot"]["conditional"] = True, False
+    _, rest = main_rows(report)
+    assert str(rest.arms["nf"][0]) == "1.930 ± 0.020 (bound, given y)"
+    assert str(rest.arms["fm-ot"][0]) == "1.900 ± 0.020 (estimate)"
+    protocol = protocol_rows(report)
+    place = protocol.heads.index("given")
+    assert [protocol.arms[name][place].text for name in ("nf", "fm-ot")] == ["y", "–"]
 
 
 def test_level_arms_are_both_bold():
