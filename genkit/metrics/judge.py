@@ -17,6 +17,9 @@ from genkit.randomness import keyed_generator
 from genkit.types import LogProb
 
 BLOCK = 256  # conditions that are compared with all training rows at a time
+ROWS = 4096  # training rows that are taken at a time, of all
+
+Part = Literal["train", "test"]
 
 
 class Scorer(Protocol):
@@ -162,12 +165,13 @@ class Judge:
             if metric.reads == "samples":
                 feed(metric, test, y, real=True)
             else:
-                metric.update(self._rows("train", len(self.dataset.train))[0], "train")
+                for x, _ in self._train():
+                    metric.update(x, "train")
                 metric.update(test, "test")
         return found
 
     def _sampled(self, name: str, x: Tensor, y: Tensor | None) -> float:
-        metric = copy.deepcopy(self._filled[name])
+        metric = copied(self._filled[name])
         if metric.reads == "samples":
             feed(metric, x, y, real=False)
             return float(metric.compute())
@@ -206,15 +210,25 @@ class Judge:
 
     def _nearest(self, y: Tensor) -> Tensor:
         """For each of the conditions y (count, K) the training row whose condition is nearest."""
-        x, of_train = self._rows("train", len(self.dataset.train))
-        assert of_train is not None
-        return x[torch.cat([torch.cdist(part, of_train).argmin(1) for part in y.split(BLOCK)])]
+        of_train = torch.cat([of_rows for _, of_rows in self._train() if of_rows is not None])
+        nearest = torch.cat([torch.cdist(part, of_train).argmin(1) for part in y.split(BLOCK)])
+        return self._take("train", self._order("train")[nearest])[0]
 
-    def _rows(self, part: Literal["train", "test"], count: int) -> tuple[Tensor, Tensor | None]:
-        """`count` rows of a part, a function of the seed, on the CPU."""
+    def _train(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """All training rows, so many at a time that they need little memory."""
+        return (self._take("train", part) for part in self._order("train").split(ROWS))
+
+    def _rows(self, part: Part, count: int) -> tuple[Tensor, Tensor | None]:
+        """`count` rows of a part, a function of the seed."""
+        return self._take(part, self._order(part)[:count])
+
+    def _order(self, part: Part) -> Tensor:
         split = self.dataset.split(part)
-        order = torch.randperm(len(split), generator=keyed_generator(self.seed, "judge", part))
-        x, y = split.take(order[:count])
+        return torch.randperm(len(split), generator=keyed_generator(self.seed, "judge", part))
+
+    def _take(self, part: Part, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows of a part by number, on the CPU."""
+        x, y = self.dataset.split(part).take(index)
         return x.cpu(), None if y is None else y.cpu()
 
 
@@ -224,6 +238,13 @@ def in_turn(y: Tensor) -> Tensor:
     counts = torch.bincount(y)
     place = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[order]]  # of a row within its class
     return order[(place * len(counts) + y[order]).argsort()]
+
+
+def copied(metric: DataMetric) -> DataMetric:
+    """A copy that holds the same rows: lists of them are added to, but no tensor in one is written to."""
+    states = (getattr(metric, name) for name in metric._defaults)
+    rows = [x for state in states if isinstance(state, list) for x in state]
+    return copy.deepcopy(metric, {id(x): x for x in rows})
 
 
 def alone() -> bool:

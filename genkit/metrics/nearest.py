@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
 from genkit.errors import GenkitError, choose
 from genkit.metrics.base import METRICS, DataMetric, flat
@@ -55,12 +56,13 @@ class Nearest(DataMetric):
         if part not in ("train", *MEASURED):
             raise choose(part, ("train", *MEASURED), "part")
         rows = flat(x, self.spec)
-        if part == "train":
-            self.train_rows.append(rows)
+        if part == "train":  # levels of a byte each are kept so
+            small = self.spec.levels is not None and self.spec.levels <= 256
+            self.train_rows.append(rows.byte() if small else rows)
             return
         if len(self.train_rows) == 0:
             raise GenkitError("the distance to the nearest training row needs the training rows first")
-        distances = nearest(rows.double(), dim_zero_cat(self.train_rows).double())
+        distances = nearest(rows.double(), self.train_rows)
         self.sums[MEASURED.index(part)] += torch.stack([torch.ones_like(distances), distances]).sum(1)
 
     def compute(self) -> dict[str, Tensor]:
@@ -72,11 +74,9 @@ class Nearest(DataMetric):
         return found | ({"ratio": found["sample"] / found["test"]} if len(found) == 2 else {})
 
 
-def nearest(x: Tensor, others: Tensor) -> Tensor:
-    """min_j |x_i - others_j| for each row: x (N, D), others (M, D) -> (N,)."""
-    return torch.cat(
-        [
-            torch.stack([torch.cdist(rows, block).amin(1) for block in others.split(BLOCK)]).amin(0)
-            for rows in x.split(BLOCK)
-        ]
-    )
+def nearest(x: Tensor, parts: Iterable[Tensor]) -> Tensor:
+    """min_j |x_i - y_j| for each row, over the rows y_j of all parts: x (N, D), parts of (M, D) -> (N,)."""
+    least = x.new_full((len(x),), math.inf)
+    for block in (block.to(x) for part in parts for block in part.split(BLOCK)):
+        least = least.minimum(torch.cat([torch.cdist(rows, block).amin(1) for rows in x.split(BLOCK)]))
+    return least

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genkit.data import DATASETS, Dataset, TensorSplit
 from genkit.errors import GenkitError
-from genkit.metrics import METRICS, Judge, in_turn
+from genkit.metrics import METRICS, Judge, in_turn, judge
 from genkit.metrics.base import DataMetric, TwoSample
 from genkit.types import DataSpec, LogProb
 
@@ -151,6 +151,26 @@ def test_references_are_filled_once(metrics):
     assert filled.count(True) == 1
     assert b["slow"] - a["slow"] == 5
     assert b == Judge(Line()).samples(torch.full((10, 1), 7.0))
+
+
+def test_training_rows_are_taken_and_held_once_a_part_at_a_time(monkeypatch):
+    """As bytes where they are levels, and not again for each model that is judged."""
+    data = DATASETS.build("digits")
+    samples = data.train.take(torch.arange(40))[0].flip(-1)
+    whole = Judge(data, 40).samples(samples)
+    monkeypatch.setattr(judge, "ROWS", 100)
+    asked, take = [], TensorSplit.take
+    monkeypatch.setattr(TensorSplit, "take", lambda self, index: asked.append(len(index)) or take(self, index))
+    found = Judge(data, 40)
+    assert found.samples(samples) == whole
+    held = found._filled["nearest"].train_rows
+    assert max(asked) == 100
+    assert sum(map(len, held)) == len(data.train)
+    assert {rows.dtype for rows in held} == {torch.uint8}
+    copy = judge.copied(found._filled["nearest"])
+    assert all(a is b for a, b in zip(copy.train_rows, held, strict=True))
+    copy.update(samples, "sample")
+    assert (copy.sums[1, 0], found._filled["nearest"].sums[1, 0]) == (40, 0)
 
 
 def test_likelihoods_and_paths_are_plain_numbers():
