@@ -533,21 +533,25 @@ def run_info(arguments: argparse.Namespace) -> None:
     print_info(arguments.run)
 
 
+@together()
 def run_compare(arguments: argparse.Namespace) -> None:
     from genkit.compare.report import print_table
     from genkit.compare.runner import Comparison
 
     report, page = compared(Comparison.load(arguments.recipe, arguments.overrides), arguments)
-    print_table(report, page)
+    if rank() == 0:
+        print_table(report, page)
 
 
+@together()
 def run_reproduce(arguments: argparse.Namespace) -> None:
     from genkit.compare.paper import find, load, print_verdicts
 
     comparison, _ = load(find(arguments.paper), arguments.overrides)
     report, page = compared(comparison, arguments)
-    print_verdicts(report)
-    print(f"report: {page}")
+    if rank() == 0:
+        print_verdicts(report)
+        print(f"report: {page}")
 
 
 def compared(comparison: Comparison, arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:

@@ -96,6 +96,21 @@ def parts() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def meet() -> None:
+    """Waits for the other processes that have met, so that they see what one has written. Raises GenkitError where one
+    of them has ended."""
+    from torch import distributed
+
+    count = parts()[1]
+    if count == 1:
+        return
+    try:
+        distributed.barrier()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise GenkitError(f"another of the {count} processes ended ({reason})") from None
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds a run folder for this process until it ends, however it ends. Only the first process of a run takes it.

@@ -25,34 +25,40 @@ def keyed_generator(seed: int, *key: int | str, device: torch.device | str = "cp
 
 
 class RankGenerator(torch.Generator):
-    """A process's own generator, which also knows `common`, the one that all `world` processes have alike.
+    """A process's own generator, which also knows `common`, the one that all processes have alike.
 
+    Of a batch of `total` rows this process has `count`, from `first` on; of one with k times as many, k times as many.
     `sample_like` draws from `common` for the global batch and takes this process's rows, so that what is drawn does not
-    depend on the number of processes. Whatever draws from the generator itself gets numbers of this rank alone.
+    depend on the number of processes. Whatever draws from the generator itself gets numbers of this process alone.
     """
 
     common: torch.Generator
-    rank: int
-    world: int
+    first: int
+    count: int
+    total: int
 
     @classmethod
     def keyed(
         cls, seed: int, *key: int | str, rank: int, world: int, device: torch.device | str = "cpu"
     ) -> RankGenerator:
-        """`common` is keyed_generator(seed, *key, 0), what a single process has."""
+        """For equal parts. `common` is keyed_generator(seed, *key, 0), what a single process has."""
         common, own = (keyed_generator(seed, *key, r, device=device) for r in (0, rank))
-        return cls.of(common, own, rank, world)
+        return cls.of(common, own, rank, 1, world)
 
     @classmethod
-    def of(cls, common: torch.Generator, own: torch.Generator, rank: int, world: int) -> RankGenerator:
+    def of(
+        cls, common: torch.Generator, own: torch.Generator, first: int, count: int, total: int
+    ) -> RankGenerator:
         made = cls(common.device)
         made.manual_seed(own.initial_seed())
-        made.common, made.rank, made.world = common, rank, world
+        made.common, made.first, made.count, made.total = common, first, count, total
         return made
 
-    def rows(self, n: int) -> slice:
-        """This process's n rows of the global batch."""
-        return slice(self.rank * n, (self.rank + 1) * n)
+    def rows(self, n: int) -> tuple[slice, int]:
+        """Which rows of the global batch this process's n are, and how many that has."""
+        k, left = divmod(n, self.count)
+        assert not left, f"{n} rows are drawn by a process that has {self.count} of them"
+        return slice(k * self.first, k * (self.first + self.count)), k * self.total
 
 
 def sample_like(
@@ -69,18 +75,18 @@ def sample_like(
     device = like.device if generator is None else generator.device
     size = tuple(like.shape if shape is None else shape)
     if isinstance(generator, RankGenerator):
-        n, rest = (size[0], size[1:]) if size else (0, ())
-        whole = (generator.world * n, *rest) if size else ()
+        rows, total = generator.rows(size[0] if size else 0)
+        whole = (total, *size[1:]) if size else ()
         drawn = kind(whole, generator=generator.common, dtype=like.dtype, device=device)
-        return (drawn[generator.rows(n)] if size else drawn).to(like.device)
+        return (drawn[rows] if size else drawn).to(like.device)
     return kind(size, generator=generator, dtype=like.dtype, device=device).to(like.device)
 
 
 def shuffle_like(like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, int]:
     """For the rows of `like` (B, ...) their places (B,) in a random order of the whole batch, and its size."""
     if isinstance(generator, RankGenerator):
-        total = generator.world * len(like)
+        rows, total = generator.rows(len(like))
         order = torch.randperm(total, generator=generator.common, device=generator.device)
-        return order[generator.rows(len(like))].to(like.device), total
+        return order[rows].to(like.device), total
     device = like.device if generator is None else generator.device
     return torch.randperm(len(like), generator=generator, device=device).to(like.device), len(like)

@@ -18,6 +18,7 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from genkit.objectives import OBJECTIVES, Objective
 from genkit.objectives.base import SAME
 from genkit.particles import Target
 from genkit.particles.expression import build_target
-from genkit.processes import locked, parts, rank
+from genkit.processes import locked, meet, parts, rank
 from genkit.randomness import RankGenerator, keyed_generator
 from genkit.registry import (
     how_to_load,
@@ -599,38 +600,47 @@ def draw(
 ) -> Sample:
     """`Objective.sample`, of which each of several processes does its part of the rows; all have all of them.
 
-    They are the rows of one process, but for rounding, where solvers choose their steps by the rows of a batch, and
-    where symbols are drawn one after the other: there each part draws its own. n that does not divide among the
-    processes is drawn by each.
+    They are the rows of one process, but for rounding, and the tolerance of samplers that choose their steps by the
+    rows of a batch: solvers that adapt, Jacobi's iteration. Unmaskers tell a network of time how much of a batch is
+    revealed, where it is by the rows: `entropy`, and what goes by prompts of several lengths.
     """
     index, count = parts()
-    if count == 1 or n % count:
-        known: dict[str, Any] = {} if given is None else {"given": given}
+    known: dict[str, Any] = {} if given is None else {"given": given}
+    if count == 1 or n < 1:
         return objective.sample(n, y, generator=generator, **known, **options)
-    rows = slice(index * n // count, (index + 1) * n // count)
-    known = {} if given is None else {"given": given[rows]}
+    ends = [i * n // count for i in range(count + 1)]
+    sizes = [stop - start for start, stop in pairwise(ends)]
+    first, size = ends[index], max(1, sizes[index])  # one that has none draws a row that is not taken
+    rows = slice(first, first + size)
     own = keyed_generator(generator.initial_seed(), "part", index, device=generator.device)
     found = objective.sample(
-        n // count,
+        size,
         None if y is None else y[rows],
-        generator=RankGenerator.of(generator, own, index, count),
-        **known,
+        generator=RankGenerator.of(generator, own, first, size, n),
+        **{key: value[rows] for key, value in known.items()},
         **options,
     )
     log_prob = found.log_prob
     if log_prob is not None:
         stderr, values = (
-            None if part is None else joined(part) for part in (log_prob.stderr, log_prob.count)
+            None if part is None else joined(part, sizes) for part in (log_prob.stderr, log_prob.count)
         )
-        log_prob = LogProb(joined(log_prob.value), log_prob.kind, stderr, values)
-    return Sample(joined(found.x), found.nfe, found.tokens, log_prob)
+        log_prob = LogProb(joined(log_prob.value, sizes), log_prob.kind, stderr, values)
+    x = joined(found.x, sizes)
+    calls, tokens = joined(
+        x.new_tensor([[found.nfe, found.tokens]], dtype=torch.float64), [1] * count
+    ).T.tolist()
+    of_row = sum(size * each for size, each in zip(sizes, tokens, strict=True)) / n
+    return Sample(x, int(max(calls)), of_row, log_prob)
 
 
-def joined(rows: Tensor) -> Tensor:
-    """The rows of all processes, in their order."""
-    found = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(found, rows.contiguous())
-    return torch.cat(found)
+def joined(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The rows of all processes, in their order; of the i-th the first sizes[i]."""
+    own = rows.new_zeros(max(sizes), *rows.shape[1:])
+    own[: len(rows)] = rows
+    found = [torch.empty_like(own) for _ in sizes]
+    distributed.all_gather(found, own)
+    return torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)])
 
 
 def load(
@@ -745,7 +755,7 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         raise GenkitError(
             f"{folder} holds a run of another recipe, data or teacher: choose another --out, or remove the folder"
         )
-    if not held and (folder / "recipe.yaml").exists():
+    if rank() == 0 and not held and (folder / "recipe.yaml").exists():  # others may see what this one writes
         raise GenkitError(f"{folder} holds a recipe.yaml that is not of a run: choose another --out")
     if (folder / "model.safetensors").is_file() and held.get("finished"):
         return load(folder)
@@ -797,6 +807,7 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         about = {"spec": dataclasses.asdict(dataset.spec), "fingerprint": fingerprint}
         write_tensors(folder / "model.safetensors", objective.state_dict(), about)
         write_json(folder / "environment.json", environment)
+    meet()  # the weights are there for all
     return Run(folder, recipe, objective, environment)
 
 

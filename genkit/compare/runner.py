@@ -40,7 +40,7 @@ from genkit.metrics import Judge, in_turn
 from genkit.metrics.extractor import PINNED, pinned
 from genkit.objectives import Objective
 from genkit.particles.base import has_energy
-from genkit.processes import rank
+from genkit.processes import meet, rank
 from genkit.randomness import keyed_generator
 from genkit.recipe import (
     KEYS,
@@ -315,30 +315,39 @@ def train_arm(
     others: Iterable[Run] = (),
 ) -> Run:
     """The trained arm: from the folder if it holds just this one, or from that of another arm that differs in how it is
-    sampled alone, else trained; another run in its folder is put aside."""
-    held = read_environment(folder)
+    sampled alone, else trained; another run in its folder is put aside. Of several processes the first arranges the
+    folders, and the others wait."""
     fingerprint = recipe.fingerprint(recipe.dataset().hash, teacher.hash if teacher else None)
+    twin = next((run for run in others if run.environment.get("fingerprint") == fingerprint), None)
+    if rank() == 0:
+        done = arrange(recipe, folder, fingerprint, twin)
+        if listener and done:
+            listener.message(folder.name, done)
+    meet()
+    report = partial(listener.training, folder.name) if listener else None
+    return train(recipe, folder, teacher=teacher, report=report)
+
+
+def arrange(recipe: Recipe, folder: Path, fingerprint: str, twin: Run | None) -> str | None:
+    """Leaves in the folder of an arm its own run, what there is of it, and says what was done.
+
+    twin: a run with the same weights.
+    """
+    held, done = read_environment(folder), None
     if held and held.get("fingerprint") != fingerprint:
         stale = folder.parent / "stale"
         stale.mkdir(parents=True, exist_ok=True)
         names = (f"{folder.name}-{str(held.get('fingerprint'))[:8]}-{i}" for i in itertools.count(1))
         aside = next(stale / name for name in names if not (stale / name).exists())
         folder.rename(aside)
-        if listener:
-            listener.message(folder.name, f"was of another recipe: moved to {aside}")
-        held = {}
-    twin = next((run for run in others if run.environment.get("fingerprint") == fingerprint), None)
+        held, done = {}, f"was of another recipe: moved to {aside}"
     if twin and not held:
         copy_run(twin.folder, folder)
         held = read_environment(folder)
-    if held.get("finished"):
-        write_text(
-            folder / "recipe.yaml", recipe.yaml()
-        )  # which may sample otherwise than when it was trained
-        if listener:
-            listener.message(folder.name, f"trained as {twin.name}" if twin else "already trained")
-    report = partial(listener.training, folder.name) if listener else None
-    return train(recipe, folder, teacher=teacher, report=report)
+    if held.get("finished"):  # its recipe may sample otherwise than when it was trained
+        write_text(folder / "recipe.yaml", recipe.yaml())
+        done = f"trained as {twin.name}" if twin else "already trained"
+    return done
 
 
 def copy_run(source: Path, folder: Path) -> None:

@@ -30,7 +30,7 @@ from genkit.objectives.base import OBJECTIVES
 from genkit.objectives.discrete import Discrete
 from genkit.types import Batch, DataSpec, Generator, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
-from genkit.unmasking.base import draw
+from genkit.unmasking.base import draw, uniform
 from genkit.unmasking.ordered import LeftToRight
 
 
@@ -168,9 +168,13 @@ class Autoregressive(Discrete):
         done = torch.linspace(0, 1, self.size, device=self.device)
         log_prob = torch.zeros(n, dtype=torch.float64, device=self.device)
         columns = free.any(0).nonzero()[:, 0].tolist()
-        for i in columns:
+        for i in range(self.size):
+            # also where no row of this process has a symbol to draw: others may
+            chance = uniform(x[:, i], generator=generator)
+            if i not in columns:
+                continue
             logits = predict(done[i], x[:, : i + 1])
-            drawn = draw(logits, unmasker.temperature, unmasker.top_p, generator=generator)
+            drawn = draw(logits, chance, unmasker.temperature, unmasker.top_p)
             x[:, i] = torch.where(free[:, i], drawn, x[:, i])
             log_p = logits.double().log_softmax(-1).gather(-1, drawn[:, None])[:, 0]
             log_prob += torch.where(free[:, i], log_p, 0.0)

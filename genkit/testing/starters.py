@@ -165,7 +165,7 @@ from genkit.unmasking.base import Looking
 class CLASS(Looking):
     """What it reveals first, in one line; here where the predictions are the least spread."""
 
-    def score(self, log_p, alpha, *, generator=None):
+    def score(self, log_p, alpha, chance):
         return log_p.exp().square().sum(-1)
 ''',
     "dataset": '''

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.randomness import keyed_generator
+from genkit.randomness import RankGenerator, keyed_generator
 from genkit.testing.laws import Finding, Laws, at_least, at_most, both, equal
 from genkit.testing.oracles import Joint
 from genkit.unmasking import UNMASKERS, Noise, Unmasked, Unmasker
@@ -56,11 +56,12 @@ class Case:
         noise: Noise | None = None,
         given: Tensor | None = None,
         key: int = 0,
+        generator: torch.Generator | None = None,
     ) -> tuple[Unmasked, Asked]:
         """`given`: rows with -1 where a symbol is free; all are, if there is none."""
         noise = noise or self.noises[0]
         joint = JOINT if noise.mask is not None else SMALL
-        generator, asked = keyed_generator(key), Asked(joint, noise, [])
+        generator, asked = generator or keyed_generator(key), Asked(joint, noise, [])
         given = torch.full((n, joint.length), -1) if given is None else given
         x = torch.where(given < 0, noise.draw(given, generator=generator), given)
         found = (unmasker or self.unmasker).sample(asked, x, given < 0, noise, generator=generator)
@@ -149,6 +150,18 @@ def the_generator_decides(case: Case) -> Finding:
         at_most(float((found[0] != found[1]).sum()), 0, "symbols that differ between two draws of one seed:"),
         Finding(not torch.equal(found[1], found[2]), "another seed gives other samples"),
     )
+
+
+@LAWS.law
+def parts_draw_what_the_whole_draws(case: Case) -> Finding:
+    """Of several processes each reveals its part of the rows, and they are the rows that one would reveal: draw by
+    `uniform`, for all rows and positions at a time, whether they are needed or not."""
+    whole, found = case.sample(7)[0].x, []
+    for first, count in ((0, 4), (4, 3)):
+        common, own = keyed_generator(0), keyed_generator(0, "own", first)
+        found.append(case.sample(count, generator=RankGenerator.of(common, own, first, count, 7))[0].x)
+    differ = float((torch.cat(found) != whole).sum())
+    return at_most(differ, 0, "symbols that differ between two processes and one:")
 
 
 @LAWS.law

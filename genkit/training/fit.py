@@ -22,6 +22,7 @@ from genkit.backbone import Transformer
 from genkit.data.base import KeyedBatches, Split
 from genkit.errors import GenkitError, choose
 from genkit.objectives import Objective
+from genkit.processes import world
 from genkit.training.ahead import Ahead, Prepared
 from genkit.training.bad_steps import BadSteps
 from genkit.training.callbacks import (
@@ -210,7 +211,7 @@ def build_trainer(
 ) -> L.Trainer:
     """Raises GenkitError for a trainer that cannot be had."""
     try:
-        return L.Trainer(
+        built = L.Trainer(
             accelerator=trainer.accelerator,
             devices=trainer.devices,
             strategy=trainer.strategy,
@@ -231,6 +232,12 @@ def build_trainer(
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise GenkitError(f"trainer: {error}") from error
+    if world() not in (1, built.world_size):  # each would train for itself, in one folder
+        raise GenkitError(
+            f"trainer: {world()} processes were started, and devices x num_nodes is {built.world_size}: set "
+            "trainer.strategy=ddp and trainer.devices to the number of processes of a machine"
+        )
+    return built
 
 
 def check_sharded(trainer: TrainerOptions, options: TrainingOptions) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from genkit.errors import GenkitError
 from genkit.paths.base import Schedule
 from genkit.types import Generator
-from genkit.unmasking.base import UNMASKERS, Blind, Denoiser, Noise, Unmasker, highest
+from genkit.unmasking.base import UNMASKERS, Blind, Denoiser, Noise, Unmasker, highest, uniform
 
 
 @UNMASKERS.register("ancestral")
@@ -35,7 +35,7 @@ class Ancestral(Blind):
             )
 
     def positions(self, noisy: Tensor, alpha: float, target: float, *, generator: Generator = None) -> Tensor:
-        chance = torch.rand(noisy.shape, generator=generator, dtype=torch.float64, device=noisy.device)
+        chance = uniform(noisy, generator=generator)
         if self.steps is None:
             return highest(chance, noisy, torch.ones_like(noisy[:, 0], dtype=torch.long))
         return noisy & (chance < (target - alpha) / (1 - alpha))
@@ -72,7 +72,7 @@ class Forgetting(Ancestral):
         return super().paced(steps)
 
     def positions(self, noisy: Tensor, alpha: float, target: float, *, generator: Generator = None) -> Tensor:
-        chance = torch.rand(noisy.shape, generator=generator, dtype=torch.float64, device=noisy.device)
+        chance = uniform(noisy, generator=generator)
         kept = 1 - self.forgotten(alpha, target)
         return noisy & (chance < (target - kept * alpha) / (1 - alpha))
 
@@ -81,7 +81,7 @@ class Forgetting(Ancestral):
         after = super().step(model, x, free, alpha, target)
         if rate == 0:
             return after
-        chance = torch.rand(free.shape, generator=model.generator, dtype=torch.float64, device=free.device)
+        chance = uniform(free, generator=model.generator)
         forgotten = free & (chance < rate)
         if model.noise.mask is not None:
             forgotten &= ~model.noise.marks(x)

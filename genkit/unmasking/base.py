@@ -3,8 +3,9 @@
     UNMASKERS.build("confidence", steps=8).sample(predict, x, free, noise).x
 
 alpha is the share of symbols that are revealed, from 0 to 1. A method writes `positions` (`Blind`: they are drawn
-before the network is asked) or `score` (`Looking`: the network's predictions choose them). Values are drawn after
-positions, in float64, and a row in which nothing is to be revealed costs no network call. With an exact model,
+before the network is asked) or `score` (`Looking`: the network's predictions choose them). Values are drawn in float64,
+and a row in which nothing is to be revealed costs no network call. All chances of a step are drawn for all rows and
+positions, needed or not: what a row becomes depends on no other row, nor on which process has it. With an exact model,
 one symbol a step is exact; several at a time are drawn as if independent, which they are not: the bias of each
 method is measured in benchmarks/README.md.
 """
@@ -60,7 +61,12 @@ class Unmasked:
 
 
 class Denoiser:
-    """The network during one run: asked for the rows that matter, its values drawn, its calls counted."""
+    """The network during one run: asked for the rows that matter, its values drawn, its calls counted.
+
+    chance (B, N): of a step, by which its values are drawn.
+    """
+
+    chance: Tensor
 
     def __init__(
         self, predict: Predict, noise: Noise, temperature: float, top_p: float, generator: Generator
@@ -69,6 +75,10 @@ class Denoiser:
         self.temperature, self.top_p = temperature, top_p
         self.calls, self.rows = 0, 0
 
+    def begin(self, x: Tensor) -> None:
+        """A step of rows x (B, N) begins."""
+        self.chance = uniform(x, generator=self.generator)
+
     def logits(self, alpha: float, x: Tensor, rows: Tensor) -> Tensor:
         self.calls, self.rows = self.calls + 1, self.rows + len(rows)
         return self.predict(alpha, x[rows], rows)
@@ -76,7 +86,7 @@ class Denoiser:
     def put(self, x: Tensor, rows: Tensor, picked: Tensor, logits: Tensor) -> Tensor:
         """x with the positions `picked` (R, N) of `rows` drawn from logits (R, N, V)."""
         part = x[rows]
-        part[picked] = draw(logits[picked], self.temperature, self.top_p, generator=self.generator)
+        part[picked] = draw(logits[picked], self.chance[rows][picked], self.temperature, self.top_p)
         return x.index_copy(0, rows, part)
 
 
@@ -130,6 +140,7 @@ class Stepwise(Unmasker):
         self.check(noise)
         model = Denoiser(predict, noise, self.temperature, self.top_p, generator)
         for alpha, target in self.moments(int(free.sum(1).max())):
+            model.begin(x)
             x = self.step(model, x, free, alpha, target)
         return Unmasked(x, model.calls, model.rows / len(x))
 
@@ -177,7 +188,7 @@ class Blind(Scheduled):
 
     @abc.abstractmethod
     def positions(self, noisy: Tensor, alpha: float, target: float, *, generator: Generator = None) -> Tensor:
-        """Which of the noisy positions (B, N) are revealed: (B, N)."""
+        """Which of the noisy positions (B, N) are revealed: (B, N). Drawn by `uniform`, of all of them."""
 
     def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
         noisy = free & model.noise.marks(x)
@@ -192,17 +203,20 @@ class Looking(Scheduled):
     """The predictions say which positions are revealed, the schedule how many."""
 
     @abc.abstractmethod
-    def score(self, log_p: Tensor, alpha: float, *, generator: Generator = None) -> Tensor:
-        """log-probabilities (R, N, V) -> (R, N); the positions of the highest scores are revealed."""
+    def score(self, log_p: Tensor, alpha: float, chance: Tensor) -> Tensor:
+        """log-probabilities (R, N, V) -> (R, N); the positions of the highest scores are revealed.
+
+        chance (R, N): draws from [0, 1), float64, for a method that also goes by lot.
+        """
 
     def step(self, model: Denoiser, x: Tensor, free: Tensor, alpha: float, target: float) -> Tensor:
-        noisy = free & model.noise.marks(x)
+        noisy, chance = free & model.noise.marks(x), uniform(x, generator=model.generator)
         counts = due(noisy, free, target)
         rows = counts.nonzero()[:, 0]
         if len(rows) == 0:
             return x
         logits = model.logits(alpha, x, rows)
-        score = self.score(logits.double().log_softmax(-1), alpha, generator=model.generator)
+        score = self.score(logits.double().log_softmax(-1), alpha, chance[rows])
         return model.put(x, rows, highest(score, noisy[rows], counts[rows]), logits)
 
 
@@ -221,11 +235,15 @@ def highest(score: Tensor, noisy: Tensor, counts: Tensor) -> Tensor:
     return (order.argsort(dim=1) < counts[:, None]) & noisy
 
 
-def draw(
-    logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, *, generator: Generator = None
-) -> Tensor:
-    """Categorical draws (...) from logits (..., V), in float64: in float32 rare symbols are drawn too seldom.
+def uniform(like: Tensor, *, generator: Generator = None) -> Tensor:
+    """Draws from [0, 1) of the shape of `like`, float64."""
+    return sample_like(torch.rand, like.new_empty(0, dtype=torch.float64), generator, tuple(like.shape))
 
+
+def draw(logits: Tensor, chance: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """Categorical draws (...) from logits (..., V), each where its chance (...), uniform in [0, 1), falls.
+
+    In float64, for in float32 rare symbols are drawn too seldom.
     Zheng et al., Masked Diffusion Models are Secretly Time-Agnostic, https://arxiv.org/abs/2409.02908.
     """
     if temperature == 0:
@@ -236,5 +254,4 @@ def draw(
         ordered = ordered * (ordered.cumsum(-1) - ordered < top_p)  # the first is always kept
         p = torch.zeros_like(p).scatter(-1, index, ordered)
     below = p.cumsum(-1)
-    u = torch.rand((*p.shape[:-1], 1), generator=generator, dtype=p.dtype, device=p.device)
-    return (below <= u * below[..., -1:]).sum(-1).clamp(max=p.shape[-1] - 1)
+    return (below <= chance[..., None] * below[..., -1:]).sum(-1).clamp(max=p.shape[-1] - 1)

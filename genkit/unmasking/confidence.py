@@ -9,7 +9,6 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.paths.base import Schedule
-from genkit.types import Generator
 from genkit.unmasking.base import UNMASKERS, Denoiser, Looking, Stepwise
 
 
@@ -35,12 +34,11 @@ class Confidence(Looking):
             raise GenkitError(f"confidence: noise must not be negative, not {noise}")
         self.noise = noise
 
-    def score(self, log_p: Tensor, alpha: float, *, generator: Generator = None) -> Tensor:
+    def score(self, log_p: Tensor, alpha: float, chance: Tensor) -> Tensor:
         best = log_p.amax(-1)
         if self.noise == 0:
             return best
-        u = torch.rand(best.shape, generator=generator, dtype=best.dtype, device=best.device)
-        return best - self.noise * (1 - alpha) * (-u.clamp(min=1e-300).log()).log()
+        return best - self.noise * (1 - alpha) * (-chance.clamp(min=1e-300).log()).log()
 
 
 @UNMASKERS.register("margin")
@@ -50,7 +48,7 @@ class Margin(Looking):
     Kim et al., Train for the Worst, Plan for the Best, https://arxiv.org/abs/2502.06768.
     """
 
-    def score(self, log_p: Tensor, alpha: float, *, generator: Generator = None) -> Tensor:
+    def score(self, log_p: Tensor, alpha: float, chance: Tensor) -> Tensor:
         best = log_p.exp().topk(min(2, log_p.shape[-1]), dim=-1).values
         return best[..., 0] - best[..., -1] if best.shape[-1] > 1 else best[..., 0]
 

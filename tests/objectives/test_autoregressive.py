@@ -14,7 +14,7 @@ from genkit.objectives.autoregressive import Autoregressive
 from genkit.randomness import keyed_generator
 from genkit.types import DataSpec
 from genkit.unmasking import UNMASKERS
-from genkit.unmasking.base import draw
+from genkit.unmasking.base import draw, uniform
 from tests.objectives.models import COLOUR, IMAGES, batch, build, model_options
 
 TINY = DataSpec("tiny", (3,), levels=3, classes=2, ordered=False)
@@ -145,12 +145,13 @@ def test_samples_come_with_their_log_probability() -> None:
 def reference(m: Autoregressive, x: Tensor, free: Tensor, y: Tensor | None, scale: float = 1.0) -> Tensor:
     """Without a cache: the network over everything, for each symbol anew."""
     generator = keyed_generator(0)
-    for i in free.any(0).nonzero()[:, 0].tolist():
+    for i in range(x.shape[1]):
+        chance = uniform(x[:, i], generator=generator)
         logits = m.logits(x, y=y)[:, i]
         if scale != 1:
             other = m.logits(x, y=torch.full_like(y, -1))[:, i]
             logits = logits + (scale - 1) * (logits - other)
-        drawn = draw(logits, generator=generator)
+        drawn = draw(logits, chance)
         x[:, i] = torch.where(free[:, i], drawn, x[:, i])
     return x
 

@@ -644,8 +644,15 @@ class AllAtOnce(Ancestral):
 
 @breaks("unmasker", "the generator decides")
 class OwnChoice(Confidence):
-    def score(self, log_p, alpha, *, generator=None):
+    def score(self, log_p, alpha, chance):
         return torch.rand(log_p.shape[:2])
+
+
+@breaks("unmasker", "parts draw what the whole draws")
+class OfItsOwnRows(Ancestral):
+    def positions(self, noisy, alpha, target, *, generator=None):
+        chance = torch.rand(noisy.shape, generator=generator, dtype=torch.float64)
+        return noisy & (chance < (target - alpha) / (1 - alpha))
 
 
 @breaks("unmasker", "calls and passes are counted")

@@ -13,19 +13,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from genkit.compare.evaluate import EvaluationOptions, evaluate
+from genkit.compare.runner import Comparison, compare
 from genkit.errors import GenkitError
-from genkit.objectives import OBJECTIVES
+from genkit.objectives import OBJECTIVES, Objective
 from genkit.processes import locked, rank, world
 from genkit.randomness import RankGenerator, keyed_generator
-from genkit.recipe import Recipe, draw, load, train
+from genkit.recipe import Recipe, draw, load, read_environment, train
 from genkit.types import Batch
 from genkit.unmasking import UNMASKERS
 from tests.objectives.models import build, data_of, split
@@ -171,6 +175,17 @@ def test_who_is_first_and_of_how_many_is_known_before_processes_meet(
     assert (rank(), world()) == (first, size)
 
 
+def test_processes_that_would_each_train_for_themselves_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        GenkitError, match=r"2 processes were started, and devices x num_nodes is 1: set .*ddp"
+    ):
+        train(Recipe.resolve(yaml.safe_load(RECIPE)), tmp_path / "run")
+
+
 # --- several processes --------------------------------------------------------------------------------
 
 
@@ -191,53 +206,69 @@ def test_parts_of_a_batch_draw_what_the_whole_batch_draws(name: str) -> None:
     torch.testing.assert_close(sum(parts) / 2, loss(slice(0, 16), keyed_generator(0, "train", 5, 0)))
 
 
+def in_parts(
+    model: Objective, n: int, y: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples of one process, and those of three, each of which does its part alone."""
+
+    def drawn() -> torch.Tensor:
+        of_rows = {key: value[:n] if key == "given" else value for key, value in options.items()}
+        return draw(model, n, None if y is None else y[:n], generator=keyed_generator(1), **of_rows).x
+
+    def own(rows: torch.Tensor, sizes: list[int], index: int) -> torch.Tensor:
+        """Of samples those of this process; of figures, one row each, its own for all."""
+        return rows.expand(3, -1) if sizes == [1, 1, 1] else rows[: sizes[index]]
+
+    whole, found = drawn(), []
+    for index in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr("genkit.recipe.joined", partial(own, index=index))
+            patch.setattr("genkit.recipe.parts", lambda index=index: (index, 3))
+            found.append(drawn())
+    return whole, torch.cat(found)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES.names())
 def test_parts_of_samples_are_those_of_one_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an objective's own sampler; symbols that are drawn one after the other are of each part its own. A number
-    that does not divide is drawn by all."""
+    """With an objective's own sampler, also of a number that does not divide, or is less than that of processes."""
     model = build(name, data_of(name)[0]).eval()
     if not model.generates:
         pytest.skip("it makes no samples")
     y = None if model.classes is None else torch.arange(6) % model.classes
-
-    def drawn(n: int) -> torch.Tensor:
-        return draw(model, n, None if y is None else y[:n], generator=keyed_generator(1)).x
-
-    whole, odd = drawn(6), drawn(5)
-    monkeypatch.setattr("genkit.recipe.joined", lambda rows: rows)
-    found = []
-    for index in range(3):
-        monkeypatch.setattr("genkit.recipe.parts", lambda index=index: (index, 3))
-        found.append(drawn(6))
-        assert torch.equal(drawn(5), odd)
-    if model.samplers is UNMASKERS:
-        assert len({tuple(part.flatten().tolist()) for part in found}) == 3
-    else:
-        torch.testing.assert_close(torch.cat(found), whole)
+    for n in (5, 2):
+        whole, parts = in_parts(model, n, y, monkeypatch)
+        torch.testing.assert_close(parts, whole)
 
 
-@pytest.mark.slow
-def test_two_processes_sample_and_evaluate_as_one_does(whole: Path, tmp_path: Path) -> None:
-    """Each has all samples, and right figures of them; only the first writes and speaks."""
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("autoregressive", {"name": "left_to_right"}),
+        ("masked_diffusion", {"name": "ancestral", "steps": 3}),
+        ("masked_diffusion", {"name": "confidence", "noise": 1.0, "steps": 3}),
+        ("masked_diffusion", {"name": "left_to_right", "top_p": 0.9}),
+    ],
+)
+def test_parts_of_completions_are_those_of_one_process(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one part has more left to draw than another, and goes on when that has done."""
+    model = build(name, data_of(name)[0]).eval()
+    x, y = split(model.spec).take(torch.arange(5))
+    symbols = model.symbols(x.long())
+    known = torch.arange(symbols.shape[1]) < torch.arange(5)[:, None]
+    given = model.values(symbols.masked_fill(~known, -1))
+    whole, parts = in_parts(
+        model, 5, y if model.conditional else None, monkeypatch, given=given, sampler=UNMASKERS.build(options)
+    )
+    assert torch.equal(parts, whole)
+
+
+def two_processes(code: str) -> list[tuple[str, str]]:
+    """What each of two that torchrun would start prints, and its errors, when both have ended well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    options = ["samples=60", "steps=[2]", "likelihood_rows=8"]
-    code = (
-        "import sys; from genkit.__main__ import main; from genkit.compare import runner\n"
-        "from genkit.processes import together\n"
-        "kept = runner.evaluate\n"
-        "def told(*a, **k):\n"
-        "    found = kept(*a, **k); point = found[0]['points'][0]\n"
-        "    print('FIGURES', {key: point[key] for key in sorted(point) if key != 'seconds'}); return found\n"
-        "runner.evaluate = told\n"
-        f"run, out = {str(run)!r}, {str(tmp_path / 'two.npy')!r}\n"
-        "with together():\n"
-        "    sys.exit(main(['sample', run, '-n', '10', '--out', out, '--device', 'cpu'])"
-        f" or main(['evaluate', run, '--device', 'cpu', *{options!r}]))"
-    )
     given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
@@ -255,17 +286,86 @@ def test_two_processes_sample_and_evaluate_as_one_does(whole: Path, tmp_path: Pa
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], said
+    return said
+
+
+@pytest.mark.slow
+def test_two_processes_sample_and_evaluate_as_one_does(whole: Path, tmp_path: Path) -> None:
+    """Numbers that do not divide; each has all samples, and right figures of them; only the first writes and speaks."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    options = ["samples=61", "steps=[2]", "likelihood_rows=8"]
+    said = two_processes(
+        "import sys; from genkit.__main__ import main; from genkit.compare import runner\n"
+        "from genkit.processes import together\n"
+        "kept = runner.evaluate\n"
+        "def told(*a, **k):\n"
+        "    found = kept(*a, **k); point = found[0]['points'][0]\n"
+        "    print('FIGURES', {key: point[key] for key in sorted(point) if key != 'seconds'}); return found\n"
+        "runner.evaluate = told\n"
+        f"run, out = {str(run)!r}, {str(tmp_path / 'two.npy')!r}\n"
+        "with together():\n"
+        "    sys.exit(main(['sample', run, '-n', '11', '--out', out, '--device', 'cpu'])"
+        f" or main(['evaluate', run, '--device', 'cpu', *{options!r}]))"
+    )
     figures = [[line for line in out.splitlines() if line.startswith("FIGURES")] for out, _ in said]
     assert figures[0] == figures[1] != []
-    assert "10 samples of" in said[0][0]
+    assert "11 samples of" in said[0][0]
     assert len(said[1][0].splitlines()) == 1
     one = load(whole)
-    torch.testing.assert_close(torch.from_numpy(numpy.load(tmp_path / "two.npy")), one.sample(10).x)
-    evaluation = EvaluationOptions(samples=60, steps=[2], likelihood_rows=8)
+    torch.testing.assert_close(torch.from_numpy(numpy.load(tmp_path / "two.npy")), one.sample(11).x)
+    evaluation = EvaluationOptions(samples=61, steps=[2], likelihood_rows=8)
     expected = evaluate(one, evaluation, evaluation.judge(one.dataset))[0]
     held = json.loads((run / "evaluation.json").read_text())["result"]
     for key, value in expected["points"][0].items():
         assert key == "seconds" or held["points"][0][key] == pytest.approx(value, rel=1e-4)
+
+
+COMPARISON = """
+name: moons
+data: moons
+model: {width: 8, depth: 1, heads: 1, patch: 1}
+training: {steps: 4, batch_size: 32, log_every: 1}
+trainer: {accelerator: cpu, draws: global}
+arms:
+  flow: {objective: {name: normalizing_flow, spans: 1}}
+  distilled: {objective: {name: flow_matching, coupling: {name: distilled, teacher: flow}}}
+  midpoint: {objective: {name: flow_matching, coupling: {name: distilled, teacher: flow}}, sampling: {solver: midpoint}}
+evaluation: {samples: 21, steps: [1], likelihood_rows: 4, likelihood: euler}
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_compare_as_one_does(tmp_path: Path) -> None:
+    """A teacher, its student, an arm that differs from that in how it is sampled alone, and a folder of another run:
+    only the first process arranges the folders, and speaks."""
+    path, one, two = tmp_path / "c.yaml", tmp_path / "one", tmp_path / "two"
+    path.write_text(COMPARISON.replace("steps: 4", "steps: 1"))
+    for out in (one, two):
+        train(Comparison.load(path).recipe("flow", 0), out / "flow")
+    path.write_text(COMPARISON)
+    argv = ["compare", str(path), *TWO, "--out", str(two), "--device", "cpu"]
+    said = two_processes(f"import sys; from genkit.__main__ import main; sys.exit(main({argv!r}))")
+    assert said[1][0] == ""
+    assert "report: " in said[0][0]
+    expected = plain(compare(Comparison.load(path), one))
+    found = plain(json.loads((two / "report.json").read_text()))
+    for name, value in expected.items():
+        same = found.pop(name)
+        assert same == (pytest.approx(value, rel=1e-3, abs=1e-3) if isinstance(value, float) else value), name
+    assert not found
+    for out in (one, two):
+        assert [entry.name[:5] for entry in (out / "stale").iterdir()] == ["flow-"]
+        assert read_environment(out / "midpoint") == read_environment(out / "distilled")
+    assert read_environment(two / "distilled")["processes"] == 2
+
+
+def plain(report: Any, name: str = "") -> dict[str, Any]:
+    """The values in a report by their places, but for seconds."""
+    if isinstance(report, (dict, list)):
+        pairs = report.items() if isinstance(report, dict) else enumerate(report)
+        return {k: v for key, part in pairs for k, v in plain(part, f"{name}.{key}").items()}
+    return {} if "seconds" in name else {name: report}
 
 
 @pytest.mark.slow

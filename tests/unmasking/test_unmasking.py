@@ -14,6 +14,7 @@ from genkit.errors import GenkitError
 from genkit.randomness import keyed_generator
 from genkit.unmasking import UNMASKERS, Noise, Unmasked
 from genkit.unmasking.base import Denoiser, Predict, draw
+from genkit.unmasking.base import uniform as chances
 from tests.oracles import Joint
 
 NAMES = UNMASKERS.names()
@@ -192,6 +193,7 @@ def test_the_share_of_revealed_symbols_is_the_schedules(name: str, options: dict
     x, free = torch.full((n, 4), JOINT.mask), torch.ones(n, 4, dtype=torch.bool)
     model = Denoiser(JOINT.predict, masks(JOINT), 1.0, 1.0, generator)
     for alpha, target in unmasker.moments(4):
+        model.begin(x)
         x = unmasker.step(model, x, free, alpha, target)
         share = float((x != JOINT.mask).double().mean())
         assert share == pytest.approx(target, abs=5 * (target * (1 - target) / x.numel()) ** 0.5 + 1e-12)
@@ -208,7 +210,8 @@ def test_forgetting_asks_again(name: str) -> None:
 
 
 def frequencies_fit(logits: Tensor, expected: Tensor, **options: float) -> bool:
-    x = draw(logits.expand(MANY, -1), generator=keyed_generator(0), **options)
+    u = torch.rand(MANY, generator=keyed_generator(0), dtype=torch.float64)
+    x = draw(logits.expand(MANY, -1), u, **options)
     counts = torch.bincount(x, minlength=len(expected))
     assert not counts[expected == 0].any()
     counts, expected = counts[expected > 0], expected[expected > 0]
@@ -242,7 +245,7 @@ def test_top_p_is_of_the_tempered_probabilities() -> None:
 
 def test_temperature_0_takes_the_most_probable() -> None:
     logits = torch.randn(7, 5, 9)
-    assert torch.equal(draw(logits, 0.0), logits.argmax(-1))
+    assert torch.equal(draw(logits, torch.rand(7, 5), 0.0), logits.argmax(-1))
     greedy = torch.full((1, 4), -1)
     for i in range(4):
         x = torch.where(greedy < 0, JOINT.mask, greedy)
@@ -266,19 +269,13 @@ def test_temperature_and_top_p_reach_every_draw(top_p: float) -> None:
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
-def test_what_has_no_probability_is_never_drawn(u: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at the ends of the unit interval either; and the draws are float64, whatever the logits are."""
-    kinds = []
-
-    def rand(shape: Any, *, dtype: torch.dtype, **_: Any) -> Tensor:
-        kinds.append(dtype)
-        return torch.full(shape, u, dtype=dtype)
-
-    monkeypatch.setattr(torch, "rand", rand)
+def test_what_has_no_probability_is_never_drawn(u: float) -> None:
+    """Not at the ends of the unit interval either; and in float64, whatever the logits are."""
     p = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0])
+    chance = torch.tensor(u, dtype=torch.float64)
     for logits in (p.log(), p.log().clamp(min=-1e9)):
-        assert draw(logits).item() == (1 if u == 0 else 3)
-    assert kinds == 2 * [torch.float64]
+        assert draw(logits, chance).item() == (1 if u == 0 else 3)
+    assert chances(p).dtype == torch.float64
 
 
 # --- what it leaves alone ----------------------------------------------------------------------------------
