@@ -41,9 +41,8 @@ SMALL = {
     "model": {"width": 8, "depth": 1, "heads": 1},
     "training": {"steps": 1, "batch_size": 4, "log_every": 1, "checkpoint_every": 1},
 }
-# Each run must be a short one: numbers of turns stay small, and processes one.
+# Each run must be a short one: numbers of turns stay small, and processes one. A batch is small, or fits no memory.
 TURNS = (
-    "batch_size",
     "depth",
     "accumulate",
     "iterations",
@@ -149,7 +148,7 @@ def changed(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
             parent[draw(st.sampled_from(names))] = parent.pop(key)
         elif how == "alike" and type(parent[key]) in ALIKE:
             value = draw(st.sampled_from(ALIKE[type(parent[key])]))
-            parent[key] = min(value, 3) if key in TURNS and isinstance(value, int) else value
+            parent[key] = min(value, 3) if key in (*TURNS, "batch_size") and isinstance(value, int) else value
         elif how in ("alike", "name") and "data" not in (*inner, key):
             parent[key] = draw(NAMES)
         elif how == "huge" and key not in TURNS and key != "data":
@@ -227,7 +226,14 @@ KEYS = st.sampled_from(
         "seed",
         "name",
         "plugins",
+        "training.batch_size",
+        "training.accumulate",
+        "training.snapshots",
+        "training.checkpoint_best",
+        "sampling",
         "sampling.solver",
+        "sampling.unmasker",
+        "sampling.inverter",
         "sampling.guidance",
         "evaluation",
         "arms",
@@ -294,6 +300,7 @@ NUMBERS = st.sampled_from(
     ["-1", "0", "1", "2", "3", "5", "0.5", "-0.5", "1.5", "nan", "inf", "1e400", str(2**63)]
 )
 WORDS = ["3 AND 8", "1^", "(1", "1 AND NOT 2^0.5", "0.3*1 OR 0.7*2", "ascii", "[[3]]", "a" * 40, "x=y"]
+WORDS += ["best", "last", "null", "~", "", " ", "-x", "{name: heun, steps: 2}"]
 LITTLE = ("-n", "--particles", "--steps", "--seeds")  # of what takes time in proportion
 
 
@@ -302,6 +309,7 @@ def flags(draw: st.DrawFn, command: str) -> list[str]:
     argv = []
     for flag, valued in draw(st.lists(st.sampled_from(options(command)), max_size=3)):
         value = NUMBERS if flag in LITTLE else st.one_of(NUMBERS, NAMES, TEXTS, st.sampled_from(WORDS))
+        flag = draw(st.sampled_from([flag] * 8 + [flag[:-1], f"{flag}s"]))  # now and then mistyped
         argv += [flag, draw(value)] if valued else [flag]
     return argv
 
@@ -323,7 +331,8 @@ def test_sampling(runs: list[str], which: int, flags: list[str]) -> None:
 @given(which=st.sampled_from(range(len(RECIPES))), data=st.data())
 def test_evaluation(runs: list[str], which: int, data: st.DataObject) -> None:
     config = data.draw(changed(EVALUATION))
-    run(["evaluate", runs[which], *(f"{key}={flat(value)}" for key, value in config.items())])
+    which_weights = data.draw(st.sampled_from([[], ["--checkpoint", "last"], ["--checkpoint", "2"]]))
+    run(["evaluate", runs[which], *which_weights, *(f"{key}={flat(value)}" for key, value in config.items())])
 
 
 ANY = st.one_of(
