@@ -322,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         return fail(f"cannot read or write{where}: {error.strerror or error}")
-    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+    except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         if not too_large(error):
             raise
         reason = (str(error) or "MemoryError").splitlines()[0]

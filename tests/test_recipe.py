@@ -373,9 +373,21 @@ def test_an_unmasker_that_the_model_cannot_take(objective: Any, unmasker: str, m
 def test_a_batch_that_no_memory_holds(size: int, tmp_path: Path) -> None:
     """And a smaller one goes on in the same folder."""
     recipe = Recipe.resolve({**TINY, "training": {"steps": 1, "batch_size": size}})
-    with pytest.raises(GenkitError, match=f"training: batch_size {size} does not fit: .*raise accumulate"):
+    with pytest.raises(
+        GenkitError, match=f"training: batch_size {size}: {size} rows .* free on cpu: .*accumulate"
+    ):
         train(recipe, tmp_path / "run")
     train(Recipe.resolve({**TINY, "training": {"steps": 1, "batch_size": 4}}), tmp_path / "run")
+
+
+def test_a_depth_that_no_memory_holds(run: Path) -> None:
+    """Neither of a recipe nor of a run folder that somebody made."""
+    recipe = Recipe.resolve({**TINY, "model": {**TINY["model"], "depth": 10**12}})
+    with pytest.raises(GenkitError, match="model: 1000000000000 layers take .* GiB, and .* smaller depth"):
+        recipe.check(recipe.dataset().spec)
+    (run / "recipe.yaml").write_text(recipe.yaml())
+    with pytest.raises(GenkitError, match="model: 1000000000000 layers"):
+        load(run)
 
 
 # run folders

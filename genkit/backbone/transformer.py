@@ -27,6 +27,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from genkit.errors import GenkitError
+from genkit.memory import check_memory
+
+LAYER = 2**14  # bytes that the modules of a layer take at least, without their weights
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ class Transformer(nn.Module):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         self.options = options
+        cpu = torch.device("cpu")  # where modules are, wherever their weights
+        check_memory(f"model: {options.depth} layers", LAYER * options.depth, cpu, "take a smaller depth")
         self.layers = nn.ModuleList(Layer(options) for _ in range(options.depth))
         self.apply(_xavier)
         for name, weight in self.named_parameters():

@@ -1,4 +1,4 @@
-"""What couplings that plan within a batch share: the batch, all of it, and the memory that a plan takes."""
+"""What couplings that plan within a batch share: the batch, all of it, and the costs of its pairs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import abc
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS, Coupling
 from genkit.errors import GenkitError
+from genkit.memory import check_memory
 from genkit.randomness import RankGenerator, keyed_generator, sample_like
 from genkit.types import Generator, Pair
 
@@ -77,8 +77,13 @@ class BatchCoupling(Coupling):
         return COUPLINGS.name_of(self)
 
     def distances(self, x1: Tensor, x0: Tensor, copies: float = 4) -> Tensor:
-        """|x1_i - x0_j|^2 (n, m). Raises GenkitError where `copies` of such a matrix do not fit in memory."""
-        check_memory(self.name, len(x1), len(x0), x1.device, copies)
+        """|x1_i - x0_j|^2 (n, m). Raises GenkitError where `copies` of it in float64 do not fit in memory."""
+        n, m = len(x1), len(x0)
+        cure = (
+            "'sliced_ot' and 'weighted' need no such matrix, 'semidiscrete' fits the whole data set in parts; or take "
+            "a smaller batch"
+        )
+        check_memory(f"{self.name}: {n} x {m} costs", 8 * n * m * copies, x1.device, cure)
         # as a product: faster than one by one, and the shift keeps rounding small far from the origin
         center = x1.mean(0)
         x1, x0 = x1 - center, x0 - center
@@ -97,28 +102,6 @@ def precise(x: Tensor) -> Tensor:
     """(n, ...) -> (n, d) in float64, which autocast leaves alone: rounding must not decide who goes with whom."""
     x = x.detach().flatten(1)
     return (x.cpu() if x.device.type == "mps" else x).double()  # mps has no float64
-
-
-def check_memory(name: str, n: int, m: int, device: torch.device, copies: float) -> None:
-    """Raises GenkitError, before anything is built, when `copies` float64 matrices (n, m) are more than is free."""
-    needed, free = 8 * n * m * copies, free_memory(device)
-    if free is not None and needed > free:
-        raise GenkitError(
-            f"{name}: {n} x {m} costs take {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free on "
-            f"{device}. 'sliced_ot' and 'weighted' need no such matrix, 'semidiscrete' fits the whole data set in "
-            "parts; or take a smaller batch"
-        )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken on a device; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
 
 
 def gather(x: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from genkit.couplings.base import COUPLINGS, Coupling, EncodedData
-from genkit.couplings.batch import free_memory
 from genkit.errors import GenkitError
+from genkit.memory import free_memory
 from genkit.randomness import keyed_generator
 from genkit.types import Generator, Pair, Rows, Source
 

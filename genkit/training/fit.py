@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from genkit.backbone import Transformer
 from genkit.data.base import KeyedBatches, Split
 from genkit.errors import GenkitError, choose
+from genkit.memory import check_memory
 from genkit.objectives import Objective
 from genkit.processes import world
 from genkit.training.ahead import Ahead, Prepared
@@ -35,7 +36,7 @@ from genkit.training.callbacks import (
     StopOnSignal,
     Watch,
 )
-from genkit.training.machine import device_name, memory_of
+from genkit.training.machine import device_name
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
 from genkit.training.weights import read_checkpoint, weights_of
@@ -155,18 +156,16 @@ def fit(
 
 
 def check_batch(objective: Objective, options: TrainingOptions, device: torch.device, world: int) -> None:
-    """Raises GenkitError for a batch that cannot fit: what enters the backbone's layers, which is the least that is
-    kept for a backward pass, is more than all of the device's memory."""
+    """Raises GenkitError for a batch that cannot fit: what enters each layer of the backbone, which is the least that
+    is kept for the backward pass, is more than is free."""
     rows = options.batch_size // (options.accumulate * world)
-    size = objective.tokens.length * objective.model.width * objective.model.depth
-    least = rows * size * (2 if options.precision == "bf16" else 4)
-    memory = memory_of(device)
-    if least > memory:
-        raise GenkitError(
-            f"training: batch_size {options.batch_size} does not fit: of {rows} rows at a time the layers of the "
-            f"backbone keep at least {least / 2**30:.4g} GiB, and {device.type} has {memory / 2**30:.4g} GiB: take a "
-            "smaller one, or raise accumulate"
-        )
+    values = rows * objective.tokens.length * objective.model.width * objective.model.depth
+    check_memory(
+        f"training: batch_size {options.batch_size}: {rows} rows at a time, between layers alone,",
+        values * (2 if options.precision == "bf16" else 4),
+        device,
+        "take fewer, or raise accumulate",
+    )
 
 
 def resumed(path: Path) -> dict[str, Any]:
