@@ -160,7 +160,9 @@ def test_training_rows_are_taken_and_held_once_a_part_at_a_time(monkeypatch):
     whole = Judge(data, 40).samples(samples)
     monkeypatch.setattr(judge, "ROWS", 100)
     asked, take = [], TensorSplit.take
-    monkeypatch.setattr(TensorSplit, "take", lambda self, index: asked.append(len(index)) or take(self, index))
+    monkeypatch.setattr(
+        TensorSplit, "take", lambda self, index: asked.append(len(index)) or take(self, index)
+    )
     found = Judge(data, 40)
     assert found.samples(samples) == whole
     held = found._filled["nearest"].train_rows
