@@ -99,15 +99,19 @@ def fit(
     """Trains for the steps of options.physical, going on from `folder`/checkpoints/last.ckpt where there is one.
 
     made_from: what the checkpoint is kept with, and must have been made from: hashes of the teacher, the data, ...
-    The objective ends on the CPU, with the averaged weights of the last checkpoint. Raises GenkitError for a
-    loss that is not finite, a trainer that cannot be had, and a checkpoint that cannot be read, is of another
-    model, or was made from something else.
+    The objective is set up on the device that trains, and ends on the CPU, with the averaged weights of the last
+    checkpoint. Raises GenkitError for a loss that is not finite, a trainer that cannot be had, and a checkpoint that
+    cannot be read, is of another model, or was made from something else.
     """
     trainer, identity = trainer or TrainerOptions(), dict(made_from or {})
     quiet()
     check_sharded(trainer, options)
+    device = build_trainer(trainer, options, folder, [], False).strategy.root_device
     begun = time.perf_counter()
-    objective.setup(split, teacher)
+    split = split.to(device)
+    if teacher is not None:
+        teacher.to(device)
+    objective.to(device).setup(split, teacher)
     setup_seconds = time.perf_counter() - begun
     last = folder / "checkpoints" / "last.ckpt"
     attempt = None

@@ -6,6 +6,7 @@ import csv
 import math
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -363,6 +364,22 @@ def test_the_data_are_those_of_the_keyed_batches(tmp_path: Path) -> None:
     train(objective, tmp_path)
     expected = KeyedBatches(split(IMAGES), 16, seed=1, stop=6)
     assert all(torch.equal(a, b.index) for a, b in zip(seen, expected, strict=True))
+
+
+def test_setup_is_done_on_the_device_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of codes is as many passes of the teacher as there are rows. No memory is the device here."""
+    place = torch.device("meta")
+    found = SimpleNamespace(strategy=SimpleNamespace(root_device=place))
+    monkeypatch.setitem(fit.__globals__, "build_trainer", lambda *arguments: found)
+    objective, teacher = small(), small("normalizing_flow")
+
+    def setup(data: TensorSplit, taught_by: Objective) -> None:
+        assert data.x.device == objective.device == taught_by.device == place
+        raise InterruptedError
+
+    monkeypatch.setattr(objective, "setup", setup)
+    with pytest.raises(InterruptedError):
+        fit(objective, split(IMAGES), TrainingOptions(), tmp_path, trainer=CPU, teacher=teacher)
 
 
 def test_shared_weights_that_cannot_be_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
