@@ -40,7 +40,7 @@ from genkit.metrics import Judge, in_turn
 from genkit.metrics.extractor import PINNED, pinned
 from genkit.objectives import Objective
 from genkit.particles.base import has_energy
-from genkit.processes import meet, rank
+from genkit.processes import HOLDER, locked, meet, rank
 from genkit.randomness import keyed_generator
 from genkit.recipe import (
     KEYS,
@@ -331,7 +331,7 @@ def train_arm(
 def arrange(recipe: Recipe, folder: Path, fingerprint: str, twin: Run | None) -> str | None:
     """Leaves in the folder of an arm its own run, what there is of it, and says what was done.
 
-    twin: a run with the same weights.
+    twin: a run with the same weights. Raises GenkitError where another run is there that a process still trains.
     """
     held, done = read_environment(folder), None
     if held and held.get("fingerprint") != fingerprint:
@@ -339,7 +339,9 @@ def arrange(recipe: Recipe, folder: Path, fingerprint: str, twin: Run | None) ->
         stale.mkdir(parents=True, exist_ok=True)
         names = (f"{folder.name}-{str(held.get('fingerprint'))[:8]}-{i}" for i in itertools.count(1))
         aside = next(stale / name for name in names if not (stale / name).exists())
-        folder.rename(aside)
+        with locked(folder):
+            (folder / HOLDER).unlink()  # nobody holds what is put aside
+            folder.rename(aside)
         held, done = {}, f"was of another recipe: moved to {aside}"
     if twin and not held:
         copy_run(twin.folder, folder)

@@ -20,6 +20,7 @@ from genkit.compare.figures import tensors
 from genkit.compare.report import write_report
 from genkit.compare.runner import Comparison, compare, evaluated, train_arm
 from genkit.errors import GenkitError
+from genkit.processes import locked
 from genkit.recipe import Recipe, load, train
 from tests.compare.test_evaluate import DATA, SMALL, text_file
 
@@ -200,6 +201,21 @@ def test_what_is_put_aside_is_never_written_over(comparison, tmp_path):
         training = SMALL["training"] | {"steps": steps}
         compare(comparison({"fm": "flow_matching"}, training=training), tmp_path / "out")
     assert len(list((tmp_path / "out/stale").iterdir())) == 3
+
+
+def test_a_run_that_is_being_trained_is_not_put_aside(comparison, tmp_path):
+    def steps(count):
+        training = SMALL["training"] | {"steps": count}
+        return compare(comparison({"fm": "flow_matching"}, training=training), tmp_path / "out")
+
+    steps(1)
+    with locked(tmp_path / "out/fm"), pytest.raises(GenkitError, match="is being written by process"):
+        steps(2)
+    assert load(tmp_path / "out/fm").environment["steps"] == 1
+    steps(2)
+    (aside,) = (tmp_path / "out/stale").iterdir()
+    assert load(aside).environment["steps"] == 1
+    assert not (aside / ".holder.json").exists()
 
 
 @pytest.mark.parametrize("arm", ["figures", "stale", "report.json", "fm-seed1", "../x", ".x"])
