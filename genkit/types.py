@@ -222,6 +222,13 @@ class Batch:
             raise GenkitError("loss takes a batch that went through prepare()")
         return self.pair
 
+    @property
+    def read(self) -> Tensor:
+        """The rows as encoded. Raises GenkitError for a batch that did not go through `prepare`."""
+        if self.encoded is None:
+            raise GenkitError("loss takes a batch that went through prepare()")
+        return self.encoded
+
 
 class Point(NamedTuple):
     """A point of a path: x_t, its velocity u_t, and the conditional score where the path gives one."""

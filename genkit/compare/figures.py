@@ -128,7 +128,7 @@ def _new(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
-def _plain_ticks(axis: Axis, locator: Locator) -> None:
+def plain_ticks(axis: Axis, locator: Locator) -> None:
     axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
@@ -179,10 +179,10 @@ def _by_evaluations(
         ax.axhline(floor, **grey, zorder=1)
         handles[FLOOR] = Line2D([], [], **grey, label="floor: real data")
     ax.set_xscale("log", base=2)
-    _plain_ticks(ax.xaxis, FixedLocator(_apart(ticks)))
+    plain_ticks(ax.xaxis, FixedLocator(_apart(ticks)))
     if ax.dataLim.y1 > 4 * ax.dataLim.y0:
         ax.set_yscale("log")
-        _plain_ticks(ax.yaxis, LogLocator(subs=(1.0, 2.0, 5.0)))
+        plain_ticks(ax.yaxis, LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.set_ylim(bottom=0.85 * ax.dataLim.y0)
     return handles
 

@@ -258,7 +258,7 @@ def size_rows(report: Json) -> dict[int, Rows]:
                 ways = {f"{name}, sampled": entries, **ways}
             for row, values in ways.items():
                 over = [stat(value[m.key] for value in values) for m in known]
-                rows[row] = [Cell("–") if one is None else Cell(number(one.mean), one.error) for one in over]
+                rows[row] = [Cell.of(one) for one in over]
             real["real data"] = [Cell(number(entries[0]["floor"][m.key])) for m in known]
         found[size] = Rows([m.name for m in known], {**rows, **real})
     return found

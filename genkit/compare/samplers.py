@@ -21,11 +21,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator
 from torch import Tensor
 
-from genkit.compare.figures import DPI, looks_of, styled
+from genkit.compare.figures import DPI, looks_of, plain_ticks, styled
 from genkit.compare.numbers import Json, capital, listed, number
+from genkit.compare.report import md, md_row
 from genkit.errors import GenkitError
 from genkit.files import write_atomically, write_json, write_text
 from genkit.guidance import Guidance
@@ -423,7 +424,7 @@ def ranked(curves: list[Json], budget: int, lower: bool) -> list[str]:
 
 def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
     lines = [heads, ["---"] * len(heads), *rows]
-    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+    return [md_row([md(cell) for cell in line]) for line in lines]
 
 
 @styled
@@ -540,8 +541,5 @@ def finish(axes: Iterable[Axes], ticks: list[int] | None) -> None:
     for ax in axes:
         ax.set_xscale("log")
         ax.set_yscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0,)) if ticks is None else FixedLocator(ticks))
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        plain_ticks(ax.xaxis, LogLocator(subs=(1.0,)) if ticks is None else FixedLocator(ticks))
+        plain_ticks(ax.yaxis, LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -86,9 +86,7 @@ class Autoencoder(Objective):
         return None
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        if batch.encoded is None:
-            raise GenkitError("loss takes a batch that went through prepare()")
-        seen = self.tokens.split(batch.encoded)
+        seen = self.tokens.split(batch.read)
         values = self.quantizer(self.latent(seen))
         error = self.spectrum(values) - seen
         codes = self.quantizer.codes(values.detach())

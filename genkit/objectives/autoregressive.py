@@ -86,7 +86,7 @@ class Autoregressive(Discrete):
     # --- likelihood ---------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        x, y = self.prepared(batch), self.drop_label(batch.y, generator=generator)
+        x, y = batch.read, self.drop_label(batch.y, generator=generator)
         return {"loss": -self.log_likelihood(x, y).sum() / (~self.given(x)).sum().clamp(min=1)}
 
     def log_likelihood(self, x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -83,11 +83,6 @@ class Discrete(Objective):
         batch.encoded = self.symbols(self.view.encode(batch.x, generator=generator))
         return batch
 
-    def prepared(self, batch: Batch) -> Tensor:
-        if batch.encoded is None:
-            raise GenkitError("loss takes a batch that went through prepare()")
-        return batch.encoded
-
     def layout(self, x: Tensor) -> Tensor:
         """Which of the symbols (B, N), masks among them, are fixed ones: boundaries, tasks, padding."""
         return ~torch.cat((self.modelled, self.modelled.new_ones(1)))[x]

@@ -86,7 +86,7 @@ class DiscreteFlowMatching(Diffused):
         return logits.scatter_add(-1, own, gain.expand(*x.shape, 1))
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        x = self.prepared(batch)
+        x = batch.read
         y = self.drop_label(batch.y, generator=generator)
         t = self.draw_times(len(x), generator=generator)
         alpha = self.schedule.alpha(t)

@@ -65,7 +65,7 @@ class MaskedDiffusion(Diffused):
         self.complementary = complementary
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        x, y = self.prepared(batch), batch.y
+        x, y = batch.read, batch.y
         if self.complementary:
             half = (len(x) + 1) // 2
             x, y = x[:half], None if y is None else y[:half]

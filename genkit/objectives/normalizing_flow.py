@@ -88,10 +88,8 @@ class NormalizingFlow(Objective):
         return [span for span in self.spans if isinstance(span, Span)]
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        if batch.encoded is None:
-            raise GenkitError("loss takes a batch that went through prepare()")
         y = self.drop_label(batch.y, generator=generator)
-        return {"loss": -self.log_density(batch.encoded, y).mean() / self.spec.dims}
+        return {"loss": -self.log_density(batch.read, y).mean() / self.spec.dims}
 
     def log_density(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """log p(x | y) (B,) of encoded data x (B, ...)."""

@@ -240,7 +240,7 @@ class TCSM(MaskedDiffusion):
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]:
         if self.divergence == "forward_kl" and not (self.distills or self.reward or self.reference):
             return super().loss(batch, generator=generator)
-        x, y = self.prepared(batch), self.drop_label(batch.y, generator=generator)
+        x, y = batch.read, self.drop_label(batch.y, generator=generator)
         t = self.draw_times(len(x), generator=generator)
         alpha, rate = self.schedule.alpha(t), self.schedule.d_alpha(t)
         x_t, noisy = self.corrupt(x, alpha, generator=generator)
