@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genkit.errors import GenkitError, Terminated, choose
 from genkit.processes import alone, rank, together
@@ -90,6 +90,25 @@ def path(text: str) -> Path:
     return Path(filled(text))
 
 
+class Command(NamedTuple):
+    """What a command is for, its options, and what it does."""
+
+    help: str
+    options: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], int | None]
+
+
+PLACE: dict[str, Any] = {"default": "auto", "help": "cpu, cuda, ... (default: a GPU where there is one)"}
+CHECKPOINT: dict[str, Any] = {
+    "help": "other weights than the final ones: a step of training.snapshots, best, last, or a file .safetensors"
+}
+OVERRIDES: dict[str, Any] = {
+    "nargs": "*",
+    "metavar": "key=value",
+    "help": "overrides, such as training.steps=500",
+}
+
+
 def parser() -> Parser:
     root = Parser(
         prog="genkit", description="Generative models with interchangeable objectives on one backbone."
@@ -97,43 +116,117 @@ def parser() -> Parser:
     root.add_argument("--version", action="store_true", help="print the version")
     commands = root.add_subparsers(dest="command", metavar="COMMAND")
     commands.type = str  # a command looks at its own words
-
-    def command(name: str, help: str, **kwargs: Any) -> Parser:
-        added = commands.add_parser(name, help=help, description=help, **kwargs)
-        added.add_argument(
+    for name, command in COMMANDS.items():
+        one = commands.add_parser(name, help=command.help, description=command.help)
+        one.add_argument(
             "--plugin",
             action="append",
             default=[],
             metavar="FILE",
             help="run a Python file that registers more entries",
         )
-        added.add_argument(
+        one.add_argument(
             "--trust-plugins",
             action="store_true",
             help="import what installed packages register (entry points of the group genkit.plugins)",
         )
-        return added
+        command.options(one)
+    return root
 
-    place: dict[str, Any] = {"default": "auto", "help": "cpu, cuda, ... (default: a GPU where there is one)"}
-    checkpoint: dict[str, Any] = {
-        "help": "other weights than the final ones: a step of training.snapshots, best, last, or a file .safetensors"
-    }
-    overrides: dict[str, Any] = {
-        "nargs": "*",
-        "metavar": "key=value",
-        "help": "overrides, such as training.steps=500",
-    }
 
-    train = command("train", "Train a recipe in a run folder, or resume it there.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit status."""
+    root = parser()
+    try:
+        arguments, rest = root.parse_known_args(argv)
+        if rest:  # overrides may also stand behind options, which argparse alone does not allow
+            if not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest):
+                root.error(f"unrecognized arguments: {' '.join(rest)}")
+            arguments.overrides += rest
+    except SystemExit as stop:  # argparse has printed its message
+        return int(stop.code or 0)
+    if arguments.version:
+        from genkit import __version__
+
+        print(f"genkit {__version__}")
+        return 0
+    if arguments.command is None:
+        root.print_help()
+        return 0
+    try:
+        load_plugins(arguments)
+        status = COMMANDS[arguments.command].run(arguments)
+    except GenkitError as error:
+        return fail(str(error))
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        return fail(f"cannot read or write{where}: {error.strerror or error}")
+    except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        if not too_large(error):
+            raise
+        reason = (str(error) or "MemoryError").splitlines()[0]
+        return fail(f"a size is larger than this machine has memory for: {reason}")
+    except KeyboardInterrupt:
+        print(
+            "genkit: stopped; what was trained is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    except Terminated:
+        print(
+            "genkit: terminated; what was trained is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 143
+    return status or 0
+
+
+def too_large(error: Exception) -> bool:
+    """Whether an error is that of an allocation; torch raises several kinds."""
+    words = ("can't allocate memory", "out of memory", "calculation overflowed", "Overflow when unpacking")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def fail(message: str) -> int:
+    which = f" in process {rank()}" if rank() else ""
+    print(f"genkit: error{which}: {message}", file=sys.stderr)
+    return 2
+
+
+def train_options(train: Parser) -> None:
     train.add_argument("recipe", help="a YAML file")
-    train.add_argument("overrides", **overrides)
+    train.add_argument("overrides", **OVERRIDES)
     train.add_argument(
         "--out", type=path, metavar="FOLDER", help="the run folder (default: runs/<name of the recipe>)"
     )
 
-    sample = command("sample", "Sample a trained run.")
+
+def run_train(arguments: argparse.Namespace) -> None:
+    from genkit.recipe import Recipe, check_plugins, read_yaml, train
+
+    config = read_yaml(arguments.recipe, arguments.overrides)
+    check_plugins(config, (), arguments.recipe)
+    if "arms" in config:
+        raise GenkitError(f"{arguments.recipe} has arms: it is for `genkit compare`")
+    recipe = Recipe.resolve(config, arguments.recipe)
+    folder = arguments.out or Path("runs") / (recipe.config["name"] or Path(arguments.recipe).stem)
+    with listening() as listener:
+        run = train(
+            recipe, folder, report=lambda step, steps, loss: listener.training(folder.name, step, steps, loss)
+        )
+    if rank():
+        return
+    environment = run.environment
+    hint = f"; try: genkit sample {folder}" if run.objective.generates else ""
+    print(f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s{hint}")
+
+
+def sample_options(sample: Parser) -> None:
     sample.add_argument("run", help="a run folder")
-    sample.add_argument("--checkpoint", **checkpoint)
+    sample.add_argument("--checkpoint", **CHECKPOINT)
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     sample.add_argument(
         "--solver",
@@ -178,7 +271,19 @@ def parser() -> Parser:
         metavar="VALUE",
         help="the values, of data with real-valued conditions (default: those of the test rows in turn)",
     )
-    likelihood = sample.add_argument_group("log-probabilities of the samples, where they come with them")
+    log_prob_options(sample.add_argument_group("log-probabilities of the samples, where they come with them"))
+    particle_options(sample.add_argument_group("particles, of energies"))
+    sample.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    sample.add_argument("--device", **PLACE)
+    sample.add_argument(
+        "--out",
+        type=path,
+        metavar="FILE",
+        help="a picture .png, text .txt, sound .wav, or arrays .npy, .safetensors (default: samples, by the data)",
+    )
+
+
+def log_prob_options(likelihood: argparse._ArgumentGroup) -> None:
     likelihood.add_argument(
         "--log-prob",
         action="store_true",
@@ -189,7 +294,9 @@ def parser() -> Parser:
         "--divergence", help="of flows of pairs: auto (exact up to 16 dimensions), exact or hutchinson"
     )
     likelihood.add_argument("--probes", type=int, metavar="N", help="of hutchinson's estimate (default: 2)")
-    particles = sample.add_argument_group("particles, of energies")
+
+
+def particle_options(particles: argparse._ArgumentGroup) -> None:
     particles.add_argument(
         "--compose", metavar="EXPRESSION", help='classes as in "3 AND 8", "3 AND NOT 8^0.5", "0.3*3 OR 0.7*8"'
     )
@@ -214,164 +321,6 @@ def parser() -> Parser:
     )
     particles.add_argument("--resampler", help="see `genkit list resamplers`")
     particles.add_argument("--move", help="see `genkit list moves`")
-    sample.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    sample.add_argument("--device", **place)
-    sample.add_argument(
-        "--out",
-        type=path,
-        metavar="FILE",
-        help="a picture .png, text .txt, sound .wav, or arrays .npy, .safetensors (default: samples, by the data)",
-    )
-
-    evaluate = command("evaluate", "Measure a trained run, and print the figures.")
-    evaluate.add_argument("run", help="a run folder")
-    evaluate.add_argument("--checkpoint", **checkpoint)
-    evaluate.add_argument("--device", **place)
-    options = {**overrides, "help": "options, such as samples=1000 steps=[1,2,4]"}
-    evaluate.add_argument("overrides", **options)
-
-    info = command("info", "What is known of a run, or of the runs of a comparison.")
-    info.add_argument("run", type=path, help="a run folder, or the folder of a comparison")
-
-    compare = command("compare", "Train the arms of a comparison, evaluate them alike, and write a report.")
-    compare.add_argument("recipe", help="a YAML file with `arms`")
-
-    reproduce = command(
-        "reproduce", "Run a paper's recipe, and hold what it expects against what is measured."
-    )
-    reproduce.add_argument(
-        "paper", help="a folder under recipes/papers, or a YAML file with `paper` and `expected`"
-    )
-    for one in (compare, reproduce):
-        one.add_argument("overrides", **overrides)
-        one.add_argument("--out", type=path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
-        one.add_argument("--device", **{**place, "help": f"for the evaluation: {place['help']}"})
-        one.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
-
-    benchmark = command(
-        "benchmark", "Solvers and time grids side by side on a trained flow: a table and figures."
-    )
-    benchmark.add_argument("what", choices=["samplers"], help="what is compared")
-    benchmark.add_argument("run", help="a run folder")
-    benchmark.add_argument("--checkpoint", **checkpoint)
-    options = {**overrides, "help": "options, such as samples=500 solvers=[heun,dpmpp] grids=[uniform,edm]"}
-    benchmark.add_argument("overrides", **options)
-    benchmark.add_argument("--device", **place)
-    benchmark.add_argument(
-        "--out", type=path, metavar="FOLDER", help="(default: runs/samplers/<name of the run>)"
-    )
-
-    grid = command("fit-grid", "Fit a time grid of few steps to a trained flow, for the grid `fitted`.")
-    grid.add_argument("run", help="a run folder")
-    grid.add_argument("--checkpoint", **checkpoint)
-    grid.add_argument(
-        "--solver", required=True, help="of a fixed number of steps and without noise, such as heun"
-    )
-    grid.add_argument("--steps", type=int, required=True, help="of the grid")
-    grid.add_argument("--samples", type=int, metavar="N", help="fitted to, and held out (default: 256)")
-    grid.add_argument("--reference", metavar="SOLVER", help="what it is fitted to (default: many steps)")
-    grid.add_argument("--guidance", help="a scale or a guidance with options; 1 is off")
-    grid.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    grid.add_argument("--device", **place)
-    grid.add_argument(
-        "--out", type=path, metavar="FILE", default=Path("grid.json"), help="(default: grid.json)"
-    )
-
-    list_ = command("list", "What the registries hold, a line each.")
-    list_.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(REGISTRIES))
-    list_.add_argument("name", nargs="?", metavar="NAME", help="an entry: its options and what it does")
-
-    check = command("check", "Hold an entry against the laws of its kind; status 1 when one is broken.")
-    check.add_argument("kind", metavar="KIND", help="coupling, solver, path, objective, ...")
-    check.add_argument("name", metavar="NAME", help="an entry, such as one that --plugin FILE registers")
-    check.add_argument("overrides", **{**overrides, "help": "its options, such as steps=500"})
-
-    new = command("new", "Write NAME.py, a start for an entry of one's own that passes its check.")
-    new.add_argument("kind", metavar="KIND", help="coupling, solver, path, metric, ...")
-    new.add_argument("name", metavar="NAME", help="what recipes shall call it")
-    return root
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit status."""
-    root = parser()
-    try:
-        arguments, rest = root.parse_known_args(argv)
-        if rest:  # overrides may also stand behind options, which argparse alone does not allow
-            if not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest):
-                root.error(f"unrecognized arguments: {' '.join(rest)}")
-            arguments.overrides += rest
-    except SystemExit as stop:  # argparse has printed its message
-        return int(stop.code or 0)
-    if arguments.version:
-        from genkit import __version__
-
-        print(f"genkit {__version__}")
-        return 0
-    if arguments.command is None:
-        root.print_help()
-        return 0
-    try:
-        load_plugins(arguments)
-        status = COMMANDS[arguments.command](arguments)
-    except GenkitError as error:
-        return fail(str(error))
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        return fail(f"cannot read or write{where}: {error.strerror or error}")
-    except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        if not too_large(error):
-            raise
-        reason = (str(error) or "MemoryError").splitlines()[0]
-        return fail(f"a size is larger than this machine has memory for: {reason}")
-    except KeyboardInterrupt:
-        print(
-            "genkit: stopped; what was trained is kept, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        return 130
-    except Terminated:
-        print(
-            "genkit: terminated; what was trained is kept, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        return 143
-    return status or 0
-
-
-def too_large(error: Exception) -> bool:
-    """Whether an error is that of an allocation; torch raises several kinds."""
-    words = ("can't allocate memory", "out of memory", "calculation overflowed", "Overflow when unpacking")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
-
-
-def fail(message: str) -> int:
-    which = f" in process {rank()}" if rank() else ""
-    print(f"genkit: error{which}: {message}", file=sys.stderr)
-    return 2
-
-
-def run_train(arguments: argparse.Namespace) -> None:
-    from genkit.recipe import Recipe, check_plugins, read_yaml, train
-
-    config = read_yaml(arguments.recipe, arguments.overrides)
-    check_plugins(config, (), arguments.recipe)
-    if "arms" in config:
-        raise GenkitError(f"{arguments.recipe} has arms: it is for `genkit compare`")
-    recipe = Recipe.resolve(config, arguments.recipe)
-    folder = arguments.out or Path("runs") / (recipe.config["name"] or Path(arguments.recipe).stem)
-    with listening() as listener:
-        run = train(
-            recipe, folder, report=lambda step, steps, loss: listener.training(folder.name, step, steps, loss)
-        )
-    if rank():
-        return
-    environment = run.environment
-    hint = f"; try: genkit sample {folder}" if run.objective.generates else ""
-    print(f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s{hint}")
 
 
 @together()
@@ -506,6 +455,14 @@ def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[st
     return target.decode(found.draw(arguments.n, generator=generator)), how
 
 
+def evaluate_options(evaluate: Parser) -> None:
+    evaluate.add_argument("run", help="a run folder")
+    evaluate.add_argument("--checkpoint", **CHECKPOINT)
+    evaluate.add_argument("--device", **PLACE)
+    options = {**OVERRIDES, "help": "options, such as samples=1000 steps=[1,2,4]"}
+    evaluate.add_argument("overrides", **options)
+
+
 @together()
 def run_evaluate(arguments: argparse.Namespace) -> None:
     from genkit.compare.evaluate import EvaluationOptions, check_given
@@ -527,10 +484,19 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         print_evaluation(run.name, result)
 
 
+def info_options(info: Parser) -> None:
+    info.add_argument("run", type=path, help="a run folder, or the folder of a comparison")
+
+
 def run_info(arguments: argparse.Namespace) -> None:
     from genkit.compare.info import print_info
 
     print_info(arguments.run)
+
+
+def compare_options(compare: Parser) -> None:
+    compare.add_argument("recipe", help="a YAML file with `arms`")
+    comparison_options(compare)
 
 
 @together()
@@ -543,6 +509,13 @@ def run_compare(arguments: argparse.Namespace) -> None:
         print_table(report, page)
 
 
+def reproduce_options(reproduce: Parser) -> None:
+    reproduce.add_argument(
+        "paper", help="a folder under recipes/papers, or a YAML file with `paper` and `expected`"
+    )
+    comparison_options(reproduce)
+
+
 @together()
 def run_reproduce(arguments: argparse.Namespace) -> None:
     from genkit.compare.paper import find, load, print_verdicts
@@ -552,6 +525,13 @@ def run_reproduce(arguments: argparse.Namespace) -> None:
     if rank() == 0:
         print_verdicts(report)
         print(f"report: {page}")
+
+
+def comparison_options(one: Parser) -> None:
+    one.add_argument("overrides", **OVERRIDES)
+    one.add_argument("--out", type=path, metavar="FOLDER", help="(default: runs/<name of the recipe>)")
+    one.add_argument("--device", **{**PLACE, "help": f"for the evaluation: {PLACE['help']}"})
+    one.add_argument("--seeds", type=int, default=1, help="runs of each arm (default: 1)")
 
 
 def compared(comparison: Comparison, arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
@@ -574,6 +554,18 @@ def compared(comparison: Comparison, arguments: argparse.Namespace) -> tuple[dic
         return report, out / "report.html" if rank() else write_report(report, out)
 
 
+def benchmark_options(benchmark: Parser) -> None:
+    benchmark.add_argument("what", choices=["samplers"], help="what is compared")
+    benchmark.add_argument("run", help="a run folder")
+    benchmark.add_argument("--checkpoint", **CHECKPOINT)
+    options = {**OVERRIDES, "help": "options, such as samples=500 solvers=[heun,dpmpp] grids=[uniform,edm]"}
+    benchmark.add_argument("overrides", **options)
+    benchmark.add_argument("--device", **PLACE)
+    benchmark.add_argument(
+        "--out", type=path, metavar="FOLDER", help="(default: runs/samplers/<name of the run>)"
+    )
+
+
 def run_benchmark(arguments: argparse.Namespace) -> None:
     from genkit.compare.pictures import writable
     from genkit.compare.samplers import BenchmarkOptions, benchmark, write
@@ -590,6 +582,23 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         report = benchmark(run, options, progress=lambda text: listener.message(run.name, text))
     print(write(report, out).read_text())
     print(f"table and figures: {out}")
+
+
+def fit_grid_options(grid: Parser) -> None:
+    grid.add_argument("run", help="a run folder")
+    grid.add_argument("--checkpoint", **CHECKPOINT)
+    grid.add_argument(
+        "--solver", required=True, help="of a fixed number of steps and without noise, such as heun"
+    )
+    grid.add_argument("--steps", type=int, required=True, help="of the grid")
+    grid.add_argument("--samples", type=int, metavar="N", help="fitted to, and held out (default: 256)")
+    grid.add_argument("--reference", metavar="SOLVER", help="what it is fitted to (default: many steps)")
+    grid.add_argument("--guidance", help="a scale or a guidance with options; 1 is off")
+    grid.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    grid.add_argument("--device", **PLACE)
+    grid.add_argument(
+        "--out", type=path, metavar="FILE", default=Path("grid.json"), help="(default: grid.json)"
+    )
 
 
 def run_fit_grid(arguments: argparse.Namespace) -> None:
@@ -625,6 +634,11 @@ def run_fit_grid(arguments: argparse.Namespace) -> None:
     print(f"try: genkit sample {arguments.run}{which} --steps {arguments.steps} --solver '{chosen}'")
 
 
+def list_options(list_: Parser) -> None:
+    list_.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(REGISTRIES))
+    list_.add_argument("name", nargs="?", metavar="NAME", help="an entry: its options and what it does")
+
+
 def run_list(arguments: argparse.Namespace) -> None:
     if arguments.kind is not None and arguments.kind not in REGISTRIES:
         raise choose(arguments.kind, REGISTRIES, "kind of entry")
@@ -641,6 +655,12 @@ def run_list(arguments: argparse.Namespace) -> None:
             print(f"  {entry:<{width}}  {registry.summary(entry)}")
 
 
+def check_options(check: Parser) -> None:
+    check.add_argument("kind", metavar="KIND", help="coupling, solver, path, objective, ...")
+    check.add_argument("name", metavar="NAME", help="an entry, such as one that --plugin FILE registers")
+    check.add_argument("overrides", **{**OVERRIDES, "help": "its options, such as steps=500"})
+
+
 def run_check(arguments: argparse.Namespace) -> int:
     from genkit.recipe import override
     from genkit.testing import examine
@@ -650,6 +670,11 @@ def run_check(arguments: argparse.Namespace) -> int:
     return 0 if report.holds else 1
 
 
+def new_options(new: Parser) -> None:
+    new.add_argument("kind", metavar="KIND", help="coupling, solver, path, metric, ...")
+    new.add_argument("name", metavar="NAME", help="what recipes shall call it")
+
+
 def run_new(arguments: argparse.Namespace) -> None:
     from genkit.testing.starters import write_starter
 
@@ -657,18 +682,38 @@ def run_new(arguments: argparse.Namespace) -> None:
     print(f"{path.name}: try: genkit check {arguments.kind} {arguments.name} --plugin {path.name}")
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "train": run_train,
-    "sample": run_sample,
-    "evaluate": run_evaluate,
-    "info": run_info,
-    "compare": run_compare,
-    "reproduce": run_reproduce,
-    "benchmark": run_benchmark,
-    "fit-grid": run_fit_grid,
-    "list": run_list,
-    "check": run_check,
-    "new": run_new,
+COMMANDS = {
+    "train": Command("Train a recipe in a run folder, or resume it there.", train_options, run_train),
+    "sample": Command("Sample a trained run.", sample_options, run_sample),
+    "evaluate": Command("Measure a trained run, and print the figures.", evaluate_options, run_evaluate),
+    "info": Command("What is known of a run, or of the runs of a comparison.", info_options, run_info),
+    "compare": Command(
+        "Train the arms of a comparison, evaluate them alike, and write a report.",
+        compare_options,
+        run_compare,
+    ),
+    "reproduce": Command(
+        "Run a paper's recipe, and hold what it expects against what is measured.",
+        reproduce_options,
+        run_reproduce,
+    ),
+    "benchmark": Command(
+        "Solvers and time grids side by side on a trained flow: a table and figures.",
+        benchmark_options,
+        run_benchmark,
+    ),
+    "fit-grid": Command(
+        "Fit a time grid of few steps to a trained flow, for the grid `fitted`.",
+        fit_grid_options,
+        run_fit_grid,
+    ),
+    "list": Command("What the registries hold, a line each.", list_options, run_list),
+    "check": Command(
+        "Hold an entry against the laws of its kind; status 1 when one is broken.", check_options, run_check
+    ),
+    "new": Command(
+        "Write NAME.py, a start for an entry of one's own that passes its check.", new_options, run_new
+    ),
 }
 
 
