@@ -229,7 +229,6 @@ def compare(
         check_links(out)
     folders = comparison.check()
     options, dataset = comparison.options(), comparison.dataset()
-    spec = dataset.spec
     runs: dict[tuple[str, int], Run] = {}
     teachers: dict[tuple[str, int], Run | None] = {}
     for seed, arm in itertools.product(range(seeds), comparison.ordered()):
@@ -247,49 +246,59 @@ def compare(
     judge = options.judge(dataset, scorer)
     arms: dict[str, Any] = {arm: {"runs": []} for arm in comparison.arms}
     for (arm, seed), run in runs.items():
-        objective = run.recipe.config["objective"]
-        arms[arm] |= {
-            "objective": objective["name"],
-            "coupling": (objective.get("coupling") or {}).get("name"),
-            "teacher": run.recipe.teacher,
-            "conditional": run.objective.conditional,
-        }
         figures = evaluated(run, options.on(arm), listener, judge=judge)
         figures.pop("floor", None)  # the same for all arms
         spent = cost(run, teachers[arm, seed])
+        arms[arm] |= about_arm(run)
         arms[arm]["runs"].append({"seed": seed, **spent, "curve": curve(run), **figures})
 
     first = next((run for run in runs.values() if run.objective.source), next(iter(runs.values())))
+    texts = save_data(first, out, options)
     return {
         "name": comparison.name,
-        "data": {
-            "name": spec.name,
-            "hash": dataset.hash,
-            "shape": list(spec.shape),
-            "levels": spec.levels,
-            "classes": spec.classes,
-            "condition": spec.condition,
-            "class_names": list(spec.class_names),
-            "in_turn": classes_in_turn(judge),
-            "text": spec.tokenizer.partition(":")[0],
-            "characters": spec.characters,
-            "rate": spec.rate,
-            "tasks": list(dataset.tasks),
-            "train": len(dataset.split("train")),
-            "test": len(dataset.split("test")),
-            "texts": save_data(first, out, options),
-        },
+        "data": {**about_data(dataset), "in_turn": classes_in_turn(judge), "texts": texts},
         "evaluation": {
             **dataclasses.asdict(options),
             **names_of_samplers(runs.values(), options),
             "samples": judge.count,
-            "extractor": pinned(spec),
-            "extractor_hash": PINNED.get(pinned(spec) or ""),
+            "extractor": pinned(dataset.spec),
+            "extractor_hash": PINNED.get(pinned(dataset.spec) or ""),
         },
         "metrics": judge.about(),
         "floor": judge.floors(),
         "machine": {key: first.environment.get(key) for key in ("device", "threads", "torch")},
         "arms": arms,
+    }
+
+
+def about_data(dataset: Dataset) -> dict[str, Any]:
+    """What a report says of the data."""
+    spec = dataset.spec
+    return {
+        "name": spec.name,
+        "hash": dataset.hash,
+        "shape": list(spec.shape),
+        "levels": spec.levels,
+        "classes": spec.classes,
+        "condition": spec.condition,
+        "class_names": list(spec.class_names),
+        "text": spec.tokenizer.partition(":")[0],
+        "characters": spec.characters,
+        "rate": spec.rate,
+        "tasks": list(dataset.tasks),
+        "train": len(dataset.split("train")),
+        "test": len(dataset.split("test")),
+    }
+
+
+def about_arm(run: Run) -> dict[str, Any]:
+    """What a report says of an arm whose run this is, whatever its seed."""
+    objective = run.recipe.config["objective"]
+    return {
+        "objective": objective["name"],
+        "coupling": (objective.get("coupling") or {}).get("name"),
+        "teacher": run.recipe.teacher,
+        "conditional": run.objective.conditional,
     }
 
 
