@@ -186,7 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def too_large(error: Exception) -> bool:
     """Whether an error is that of an allocation; torch raises several kinds."""
-    words = ("can't allocate memory", "out of memory", "calculation overflowed", "Overflow when unpacking")
+    words = (
+        *("can't allocate memory", "out of memory"),
+        *("calculation overflowed", "Overflow when unpacking", "without overflow"),
+    )
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 

@@ -375,6 +375,11 @@ def test_a_null_is_not_taken_for_the_default(flag, text, capsys, compared):
     refused(capsys, ["sample", str(compared / "nf"), f"--{flag}", text], f"--{flag} {text} names none")
 
 
+@pytest.mark.parametrize("flag", ["-n", "--steps", "--class"])
+def test_numbers_that_no_machine_counts_to(flag, capsys, compared):
+    refused(capsys, ["sample", str(compared / "fm-ot"), flag, str(2**63)], "larger than this machine has")
+
+
 def test_output_under_a_regular_file(capsys, compared, tmp_path):
     (tmp_path / "file").write_text("mine")
     below = str(tmp_path / "file" / "x.png")
