@@ -165,7 +165,7 @@ def test_conditions_of_another_kind_are_refused(y: torch.Tensor, message: str) -
 
 
 def test_data_of_another_width_than_their_spec_are_refused() -> None:
-    with pytest.raises(GenkitError, match=r"conditions of 'given' must be real numbers of shape \(1, 3\)"):
+    with pytest.raises(GenkitError, match=r"conditions of 'given' must be real numbers of shape \(4, 3\)"):
         build().setup(TensorSplit(torch.zeros(4, 2), torch.zeros(4, 1)))
 
 

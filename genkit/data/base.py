@@ -29,7 +29,9 @@ SPLITS = ("train", "test")
 
 
 class Split(abc.ABC):
-    """The rows of one part of a data set."""
+    """The rows of one part of a data set. y: the classes (N,) or conditions (N, K) of all of them, or None."""
+
+    y: Tensor | None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

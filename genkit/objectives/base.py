@@ -96,11 +96,18 @@ class Objective(nn.Module, abc.ABC):
     def setup(self, data: Split, teacher: Any = None) -> None:
         """Once before training: what the objective needs of the data and of a teacher.
 
-        Raises GenkitError for a teacher that does not fit, and data with other conditions than their spec says.
+        Raises GenkitError for a teacher that does not fit, and data with other classes or conditions than their spec
+        says.
         """
         self.check_teacher(teacher)
-        if self.condition_dims is not None:
-            self.labels(1, data.take(torch.arange(1))[1])
+        if self.conditional:
+            if data.y is None:
+                raise GenkitError(f"the rows of '{self.spec.name}' come without the y that its spec says")
+            self.labels(len(data), data.y)
+            if self.classes is not None and bool((data.y < 0).any()):
+                raise GenkitError(
+                    f"class -1 is the null: '{self.spec.name}' has classes 0 to {self.classes - 1}"
+                )
 
     @torch.no_grad()
     def prepare(self, batch: Batch, *, generator: Generator = None) -> Batch:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from genkit.backbone import ModelOptions
+from genkit.data.base import TensorSplit
 from genkit.errors import GenkitError
 from genkit.guidance import GUIDANCES
 from genkit.objectives import OBJECTIVES
@@ -20,6 +21,7 @@ from genkit.types import DataSpec
 from tests.objectives.models import (
     IMAGES,
     KIND_OF,
+    LABELLED,
     LETTERS,
     NO_DRAWS,
     NO_SAMPLES,
@@ -150,6 +152,22 @@ def test_log_prob_has_a_row_a_sample_and_a_kind(name: str) -> None:
     drawn_anew = log_prob(objective, rows.x, rows.y, key=1).value  # the noise in the cell, or the masks
     assert torch.equal(found.value, drawn_anew) == (found.kind == "exact")
     assert not torch.allclose(found.value, log_prob(objective, rows.x, (rows.y + 1) % 3).value, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (1 + torch.arange(6) % 3, "class 3 is out of range: 'labelled' has classes 0 to 2"),
+        (torch.arange(6) % 3 - 1, "class -1 is the null: 'labelled' has classes 0 to 2"),
+        (None, "rows of 'labelled' come without the y that its spec says"),
+    ],
+)
+def test_classes_of_the_data_are_those_of_their_spec(y: torch.Tensor | None, message: str) -> None:
+    """Else a data set that counts from 1 trains, with its last class as the null."""
+    objective = build("flow_matching", LABELLED)
+    with pytest.raises(GenkitError, match=message):
+        objective.setup(TensorSplit(torch.zeros(6, 3), y))
+    build("flow_matching", LABELLED, conditional=False).setup(TensorSplit(torch.zeros(6, 3), y))
 
 
 @EACH_MODEL
