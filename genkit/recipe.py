@@ -193,9 +193,7 @@ class Recipe:
         for key in ("data", "objective"):
             if key not in config:
                 raise GenkitError(f"{source}: the section '{key}' is missing")
-        seed, plugins = config.get("seed", 0), config.get("plugins") or []
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise GenkitError(f"{source}: seed must be a whole number from 0 up, not {seed!r}")
+        seed, plugins = seed_of(config, source), config.get("plugins") or []
         name = str(config.get("name") or "")
         if name and not free_name(name):
             raise GenkitError(f"{source}: '{name}' cannot be a name: it becomes a folder")
@@ -278,6 +276,14 @@ class Recipe:
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.create(self.config))
+
+
+def seed_of(config: Mapping[str, Any], source: str) -> int:
+    """The seed of a recipe, by default 0. Raises GenkitError for what is none."""
+    seed = config.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise GenkitError(f"{source}: seed must be a whole number from 0 up, not {seed!r}")
+    return seed
 
 
 def check_kinds(objective: str, kinds: Iterable[str], where: str = "") -> None:

@@ -52,6 +52,7 @@ from genkit.recipe import (
     load,
     read_environment,
     read_yaml,
+    seed_of,
     train,
 )
 from genkit.registry import plugins_behind, resolve_options
@@ -120,8 +121,9 @@ class Comparison:
                 config[section] |= value
             else:
                 config[section] = value
-        config |= {"name": arm, "seed": config.get("seed", 0) + seed}
-        return Recipe.resolve(config, f"{self.source}: arms.{arm}")
+        source = f"{self.source}: arms.{arm}"
+        config |= {"name": arm, "seed": seed_of(config, source) + seed}
+        return Recipe.resolve(config, source)
 
     def ordered(self) -> list[str]:
         """The arms, teachers before their students. Raises GenkitError for a circle, an unknown teacher and an unknown

@@ -62,6 +62,12 @@ def test_wrong_evaluation(comparison, untrained, tmp_path, evaluation, words):
         compare(comparison({"fm": "flow_matching"}, evaluation=EVALUATION | evaluation), tmp_path / "out")
 
 
+@pytest.mark.parametrize("seed", ["abc", None, 1.5, -1])
+def test_a_seed_that_is_none(comparison, seed):
+    with pytest.raises(GenkitError, match=r"arms\.fm: seed must be a whole number from 0 up, not"):
+        comparison({"fm": "flow_matching"}, seed=seed)
+
+
 def test_guidance_of_an_arm_without_label_dropout(comparison, untrained, tmp_path):
     made = comparison(
         {"fm": {"name": "flow_matching", "label_dropout": 0.0}},
