@@ -194,8 +194,13 @@ class Comparison:
         return folders
 
     def _built(self, recipe: Recipe, spec: DataSpec, options: EvaluationOptions) -> Objective:
-        """An arm without weights, if it can be built and guided."""
+        """An arm without weights, if it can be built, sampled and guided."""
         objective = recipe.check(spec)
+        if not objective.generates:
+            name = recipe.config["objective"]["name"]
+            raise GenkitError(
+                f"{recipe.source}: the objective '{name}' makes no samples to compare: train it by itself"
+            )
         try:
             guidance = build_guidance(options.guidance)
             if objective.conditional or guidance.by_model:

@@ -68,6 +68,18 @@ def test_a_seed_that_is_none(comparison, seed):
         comparison({"fm": "flow_matching"}, seed=seed)
 
 
+def test_an_arm_that_makes_no_samples(comparison, untrained, tmp_path):
+    made = comparison(
+        {"codec": {"name": "autoencoder", "frames": 8}},
+        data={"name": "tones", "n_train": 40, "n_test": 40, "length": 64},
+        evaluation={"samples": 20},
+    )
+    with pytest.raises(
+        GenkitError, match=r"arms\.codec: the objective 'autoencoder' makes no samples to compare"
+    ):
+        compare(made, tmp_path / "out")
+
+
 def test_guidance_of_an_arm_without_label_dropout(comparison, untrained, tmp_path):
     made = comparison(
         {"fm": {"name": "flow_matching", "label_dropout": 0.0}},
