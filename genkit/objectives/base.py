@@ -188,13 +188,16 @@ class Objective(nn.Module, abc.ABC):
         self, n: int, y: Tensor | None, guidance: Guidance | None = None, *, log_prob: bool = False
     ) -> Tensor | None:
         """`y` as this model takes it. Raises GenkitError for classes that do not exist, conditions of another shape,
-        what cannot be guided, and a guided log-probability."""
+        what cannot be guided, guidance without y, and a guided log-probability."""
         if n < 1:
             raise GenkitError(f"the number of samples must be at least 1, not {n}")
         self.check_guidance(guidance)
         if log_prob and guidance is not None and guidance.active:
             raise GenkitError("guided samples have no log-probability: set guidance to 1")
         if y is None:
+            if guidance is not None and guidance.active and not guidance.by_model:
+                what = "the class" if self.classes is not None else "the conditions"
+                raise GenkitError(f"guidance leads away from the model without y: give y, {what} of each sample")
             return None
         if not self.conditional:
             raise GenkitError(f"this model of '{self.spec.name}' is unconditional: it takes no class")

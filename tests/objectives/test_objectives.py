@@ -195,6 +195,8 @@ def test_classes_that_do_not_exist(name: str, wrong: int) -> None:
 def test_other_requests_that_cannot_be_met(name: str) -> None:
     objective = build(name, IMAGES)
     guidance = GUIDANCES.build("classifier_free", scale=2.0)
+    with pytest.raises(GenkitError, match="give y, the class of each sample"):
+        objective.sample(2, guidance=guidance)
     with pytest.raises(GenkitError, match="at least 1, not 0"):
         objective.sample(0)
     with pytest.raises(GenkitError, match=r"shape \(3,\), not \(2,\)"):
