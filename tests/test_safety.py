@@ -186,6 +186,7 @@ def test_a_pickle_in_the_place_of_the_extractor_is_not_run(tmp_path: Path, mark:
 
 class Teacher(torch.nn.Linear):
     view = Continuous
+    conditional = False
 
     def encode(self, x: torch.Tensor, y: Any = None) -> torch.Tensor:
         return self(x)

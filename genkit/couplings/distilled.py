@@ -89,7 +89,7 @@ class Distilled(Coupling):
             self.stored = self._cached(Path(self.cache) / "codes.safetensors", data)
             self.setup_rows = self.copies * len(data)  # also where an earlier run made them
         if self.rescale and data is not None:
-            rows = torch.arange(min(len(data), ROWS))
+            rows = data.some(ROWS)
             codes = self._codes(data, rows, 0)["x0"] if self.stored is None else self.stored["x0"][rows]
             self.setup_rows += len(rows) if self.stored is None else 0
             self.scale = float(codes.square().mean().sqrt())

@@ -107,6 +107,14 @@ class Encoded:
         """That of the split."""
         return self.split.hash
 
+    def some(self, count: int) -> Tensor:
+        """The numbers, in order, of so many rows of all, always the same; of all rows where there are no more. Files of
+        data are often in the order of their classes, so that the first rows say little of the rest."""
+        n = len(self)
+        if n <= count:
+            return torch.arange(n)
+        return torch.randperm(n, generator=keyed_generator(0, "some"))[:count].sort().values
+
     def take(self, index: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor | None]:
         """index (B,) -> x1 (B, *shape) encoded, y (B,), (B, K) or None."""
         x, y = self.split.take(index)

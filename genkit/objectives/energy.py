@@ -138,8 +138,8 @@ class Energy(Flow):
 
     def setup(self, data: Split, teacher: Any = None) -> None:
         super().setup(data, teacher)
-        rows = torch.arange(min(len(data), ROWS))
-        x, _ = Encoded(data, self.view).take(rows, generator=keyed_generator(0, "energy"))
+        encoded = Encoded(data, self.view)
+        x, _ = encoded.take(encoded.some(ROWS), generator=keyed_generator(0, "energy"))
         self.scale.copy_(x.square().mean().sqrt())
         if not self.distills:
             return

@@ -176,6 +176,41 @@ def test_reflow_is_the_teachers_own_samples() -> None:
 def test_an_unconditional_teacher_is_given_no_class() -> None:
     pair = build("reflow", teacher=flow(conditional=False))(torch.zeros(4, 2), torch.arange(4) % 3)
     assert pair.x1.isfinite().all()
+    assert pair.y is None
+
+
+def test_classes_are_not_learned_from_a_teacher_without_any(recwarn: pytest.WarningsRecorder) -> None:
+    """What it makes or codes is of no class: a student of reflow's rows is refused, one of its codes is warned of."""
+    student: Any = {"name": "flow_matching", "coupling": "reflow"}
+    with pytest.raises(
+        GenkitError, match="the coupling 'reflow' makes its rows by a teacher, which is unconditional"
+    ):
+        OBJECTIVES.build(student, SPEC, model_options()).check_teacher(flow(conditional=False))
+    OBJECTIVES.build(student, SPEC, model_options()).check_teacher(flow())
+    OBJECTIVES.build({**student, "conditional": False}, SPEC, model_options()).check_teacher(
+        flow(conditional=False)
+    )
+    options: Any = {"name": "normalizing_flow", "spans": 2}
+    for conditional in (True, False):
+        torch.manual_seed(0)
+        teacher = OBJECTIVES.build({**options, "conditional": conditional}, SPEC, model_options()).eval()
+        OBJECTIVES.build({**student, "coupling": "distilled"}, SPEC, model_options()).setup(DATA, teacher)
+        said = [str(w.message) for w in recwarn if "pairs without regard to conditions" in str(w.message)]
+        assert [text.partition("take ")[2] for text in said] == (
+            [] if conditional else ["a conditional teacher, or conditional=false"]
+        )
+
+
+@pytest.mark.parametrize("n", [100, 5000])
+def test_the_scale_of_codes_is_of_rows_of_all_the_data(n: int) -> None:
+    """Files of data come in the order of their classes, whose codes differ in size."""
+    x = (
+        torch.randn(n, 2, generator=keyed_generator(0, "sorted"))
+        * (1 + 9 * (torch.arange(n) >= 0.8 * n))[:, None]
+    )
+    coupling: Any = build("distilled", Encoded(TensorSplit(x), Continuous(SPEC)), Code(1.0))
+    exact = float(x.square().mean().sqrt())
+    assert coupling.scale == (pytest.approx(exact, rel=0.05) if n > 4096 else exact)
 
 
 def test_what_reflow_refuses() -> None:
@@ -195,6 +230,8 @@ def test_what_reflow_refuses() -> None:
 
 class Code(nn.Module):
     """A teacher that counts the rows it sees."""
+
+    conditional = False
 
     def __init__(self, slope: float = 2.0) -> None:
         super().__init__()

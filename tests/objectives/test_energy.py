@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from genkit.data.base import TensorSplit
 from genkit.errors import GenkitError
 from genkit.objectives import OBJECTIVES
 from genkit.randomness import keyed_generator
@@ -267,3 +268,11 @@ def test_nothing_is_kept_without_gradients():
         value, score = energy.log_density(torch.tensor(0.5), x, y)
         assert not value.requires_grad
         assert not score.requires_grad
+
+
+def test_the_size_of_the_data_is_of_rows_of_all_of_them():
+    """Files of data come in the order of their classes, which differ in size."""
+    x = torch.randn(5000, 2, generator=keyed_generator(0)) * (1 + 9 * (torch.arange(5000) >= 4000))[:, None]
+    energy = build("energy", VECTORS)
+    energy.setup(TensorSplit(x))
+    assert float(energy.scale) == pytest.approx(float(x.square().mean().sqrt()), rel=0.05)
