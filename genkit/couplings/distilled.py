@@ -82,6 +82,7 @@ class Distilled(Coupling):
         super().setup(data, source, teacher)
         if self.noise is None:
             self.sigma = float(teacher.view.sigma)
+        self.skews_classes = not teacher.conditional  # its codes are normal over all classes, not in each
         self.scale, self.stored, self.setup_rows = 1.0, None, 0
         if self.cache is not None:
             if data is None:

@@ -19,8 +19,8 @@ class Reflow(Coupling):
     """Each noise sample with what a trained flow makes of it: x1 = x0 + int_0^1 v(t, x(t), y) dt.
 
     A student trained on such pairs takes straighter paths than its teacher, at no higher cost of transport, and
-    learns the teacher's samples, not the data. The batch gives its size and classes. Cost: one pass of the teacher
-    for each evaluation of its solver (`passes`), at each step of training.
+    learns the teacher's samples, not the data. The batch gives its size and, to a conditional teacher, y. Cost:
+    one pass of the teacher for each evaluation of its solver (`passes`), at each step of training.
     Liu et al., Rectified Flow, https://arxiv.org/abs/2209.03003.
 
     teacher: a run folder, or the name of an arm of the same comparison; a flow of pairs.
@@ -62,7 +62,7 @@ class Reflow(Coupling):
         classes = y if self.teacher.conditional else None
         with torch.autocast(x1.device.type, enabled=False):
             states, _ = self.teacher.trajectory(len(x1), classes, sampler=self.solver, generator=generator)
-        return Pair(states[0].to(x1), states[-1].to(x1), y, index)
+        return Pair(states[0].to(x1), states[-1].to(x1), classes, index)
 
 
 def same_source(source: Source) -> tuple[type, type | None]:

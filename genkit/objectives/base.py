@@ -197,7 +197,9 @@ class Objective(nn.Module, abc.ABC):
         if y is None:
             if guidance is not None and guidance.active and not guidance.by_model:
                 what = "the class" if self.classes is not None else "the conditions"
-                raise GenkitError(f"guidance leads away from the model without y: give y, {what} of each sample")
+                raise GenkitError(
+                    f"guidance leads away from the model without y: give y, {what} of each sample"
+                )
             return None
         if not self.conditional:
             raise GenkitError(f"this model of '{self.spec.name}' is unconditional: it takes no class")

@@ -23,7 +23,7 @@ from genkit.errors import GenkitError
 from genkit.objectives.base import OBJECTIVES, weighted_mean
 from genkit.objectives.flow import Flow
 from genkit.paths import PATHS, Path, Times
-from genkit.types import Batch, DataSpec, Generator, Pair, StandardNormal
+from genkit.types import Batch, DataSpec, Generator, Pair, Rows, StandardNormal
 
 
 @OBJECTIVES.register("flow_matching")
@@ -82,17 +82,24 @@ class FlowMatching(Flow):
     def check_teacher(self, teacher: Any) -> None:
         super().check_teacher(teacher)
         self.coupling.check_teacher(teacher)
+        generated = self.coupling.rows is Rows.GENERATED and teacher is not None
+        if generated and self.conditional and not teacher.conditional:
+            raise GenkitError(
+                f"the coupling '{COUPLINGS.name_of(self.coupling)}' makes its rows by a teacher, which is "
+                "unconditional: set conditional=false here too, or train the teacher with classes or conditions"
+            )
 
     def setup(self, data: Split, teacher: Any = None) -> None:
         super().setup(data, teacher)
+        self.coupling.setup(Encoded(data, self.view), self.source, teacher)
         if self.conditional and self.coupling.skews_classes:
+            better = "a conditional teacher" if self.coupling.needs_teacher else "'conditional_ot'"
             warnings.warn(
                 f"the coupling '{COUPLINGS.name_of(self.coupling)}' pairs without regard to conditions, so each of "
-                "them is trained from a source of its own and sampled from another: take 'conditional_ot', or "
+                f"them is trained from a source of its own and sampled from another: take {better}, or "
                 "conditional=false",
                 stacklevel=2,
             )
-        self.coupling.setup(Encoded(data, self.view), self.source, teacher)
 
     @torch.no_grad()
     def prepare(self, batch: Batch, *, generator: Generator = None) -> Batch:

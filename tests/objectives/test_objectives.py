@@ -306,6 +306,8 @@ def test_the_same_weights_give_the_same_model(name: str) -> None:
 
 
 class Teacher(nn.Module):
+    conditional = True
+
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         self.spec, self.weight = spec, nn.Parameter(torch.ones(1000))

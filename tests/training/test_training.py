@@ -312,6 +312,8 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 
 
 class Teacher(nn.Module):
+    conditional = True
+
     def __init__(self) -> None:
         super().__init__()
         self.spec, self.weight = IMAGES, nn.Parameter(torch.ones(100_000))
