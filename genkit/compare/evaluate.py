@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -319,13 +320,15 @@ def measured(
     judge: Judge,
     sampler: Solver | Unmasker | Inverter | None,
     y: Tensor | None,
+    size: int | None = None,
     **labels: Any,
 ) -> tuple[dict[str, Any], Tensor]:
-    """The figures of samples made with `sampler` beside `labels` of the point, and the samples."""
-    prompts = judge.prompts
-    sample_in_batches(run, options, sampler, y, count=min(4, judge.count), prompts=prompts)  # warm-up
+    """The figures of samples made with `sampler`, of a size of their own if one is given, beside `labels` of the point,
+    and the samples."""
+    sampled = partial(sample_in_batches, run, options, sampler, y, prompts=judge.prompts, size=size)
+    sampled(count=min(4, judge.count))  # warm-up
     start = time.perf_counter()
-    sample = sample_in_batches(run, options, sampler, y, count=judge.count, prompts=prompts)
+    sample = sampled(count=judge.count)
     seconds = time.perf_counter() - start
     cost = {"nfe": sample.nfe, **labels, "seconds": seconds, "tokens": sample.tokens}
     return cost | judge.samples(sample.x, y), sample.x
@@ -350,8 +353,7 @@ def at_sizes(
         plain = theirs.samples(other, y)
         point, sample = {"steps": steps, **plain}, other
         if run.objective.any_size:
-            model = Run(run.folder, run.recipe, run.objective.resized(size), run.environment)
-            point, sample = measured(model, options, theirs, sampler, y, steps=steps)
+            point, sample = measured(run, options, theirs, sampler, y, size, steps=steps)
         sampled = run.objective.any_size
         found.append({"size": size, "sampled": sampled, **point, "resized": plain, "floor": theirs.floors()})
         kinds = {"": sample, "resized": other, "real": theirs.reference[0]}
@@ -454,12 +456,14 @@ def sample_in_batches(
     *,
     count: int,
     prompts: Tensor | None = None,
+    size: int | None = None,
 ) -> Sample:
     """`count` samples on the CPU; each batch starts from noise that depends on the seed alone. Their cost is the mean
     over rows: adaptive solvers, and some unmaskers and inverters, take other numbers of calls for each batch.
 
-    prompts: rows that are given in part, see `Judge.prompts`.
+    prompts: rows that are given in part, see `Judge.prompts`. size: of samples, where not that of the data.
     """
+    objective = run.objective if size is None else run.objective.resized(size)
     guidance = run.guidance(options.guidance)
     guides = y is not None or prompts is not None or guidance.by_model
 
@@ -468,7 +472,7 @@ def sample_in_batches(
 
     parts = [
         draw(
-            run.objective,
+            objective,
             len(part),
             None if y is None else y[part],
             sampler=sampler,

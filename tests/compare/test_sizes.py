@@ -22,12 +22,14 @@ from genkit.types import DataSpec
 TEXT = """
 data: {{name: {data}, n_train: 40, n_test: 12, {size}}}
 model: {{width: 16, depth: 1, heads: 2}}
-training: {{steps: 2, batch_size: 8, warmup: 0, ema: 0.0}}
+training: {{steps: 2, batch_size: 8, warmup: 0, ema: 0.0, snapshots: [1]}}
 arms:
   pointwise:
     objective: {{name: ambient, points: 10}}
 {more}
-evaluation: {{samples: 8, steps: [1, 2], sizes: {sizes}, likelihood_rows: 2, likelihood: {{name: euler, steps: 1}}}}
+evaluation:
+  {{samples: 8, steps: [1, 2], sizes: {sizes}, guidance: autoguidance,
+    likelihood_rows: 2, likelihood: {{name: euler, steps: 1}}}}
 """
 PLAIN = "  plain:\n    objective: flow_matching\n"
 
