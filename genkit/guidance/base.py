@@ -34,8 +34,8 @@ class Guidance(abc.ABC):
 
     @abc.abstractmethod
     def combine(self, conditional: Tensor, unconditional: Tensor, t: Tensor) -> Tensor:
-        """t (scalar) is the time of a flow of pairs, the share of symbols revealed of a discrete model, the share of
-        tokens done of an autoregressive one."""
+        """t is the time of a flow of pairs, the share of symbols revealed of a discrete model, the share of tokens done
+        of an autoregressive one: scalar, or of a shape that broadcasts with the predictions."""
 
     def combine_affine(self, conditional: Affine, unconditional: Affine, done: Tensor) -> Affine:
         """For autoregressive flows x = z exp(a) + mu: log-scale a and shift mu of both networks -> those to take.
@@ -47,7 +47,8 @@ class Guidance(abc.ABC):
         return a, mu
 
     def acts(self, t: Tensor) -> bool:
-        """Whether the weaker prediction matters at a time t on the CPU; where not, `combine` gives the conditional."""
+        """Whether the weaker prediction matters at any of the times t, on the CPU; where not, `combine` gives the
+        conditional."""
         return True
 
 
@@ -69,7 +70,8 @@ def in_effect(guidance: Guidance | None, y: Tensor | None) -> Guidance | None:
 
 
 class Guided:
-    """f(t, x) for classes or conditions `y`, guided; they and the null are one batch of twice the size.
+    """f(t, x) for classes or conditions `y`, guided; they and the null are one batch of twice the size. t is a scalar,
+    or (B,) of each row.
 
     predict: of the model; weaker: of the guidance's own, where it has one.
     cached: both keep what they have read, so that neither may be left out where the guidance does not act.
@@ -98,9 +100,11 @@ class Guided:
             return self.predict(t, x, self.y)
         self.rows += len(x)
         if self.weaker is not None:
-            return guidance.combine(self.predict(t, x, self.y), self.weaker(t, x, self.y), t)
-        conditional, unconditional = self.predict(t, torch.cat((x, x)), self.both).chunk(2)
-        return guidance.combine(conditional, unconditional, t)
+            conditional, weak = self.predict(t, x, self.y), self.weaker(t, x, self.y)
+        else:
+            twice = t.repeat(2) if t.ndim else t
+            conditional, weak = self.predict(twice, torch.cat((x, x)), self.both).chunk(2)
+        return guidance.combine(conditional, weak, t.reshape(-1, *[1] * (weak.ndim - 1)) if t.ndim else t)
 
 
 def no_guide(guidance: Guidance) -> str:

@@ -35,4 +35,4 @@ class Interval(Linear):
         return (self.scale - 1) * self.inside(t).to(t.dtype)
 
     def acts(self, t: Tensor) -> bool:
-        return bool(self.inside(t))
+        return bool(self.inside(t).any())

@@ -24,6 +24,7 @@ from genkit.paths import SCHEDULES, TIMES, Schedule, Times
 from genkit.randomness import sample_like
 from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Noise, Unmasker
+from genkit.unmasking.base import Alpha
 
 NEVER = -1e9  # a logit: finite, so that guidance may subtract two of them
 TINY = 1e-6  # shares of symbols below this are never divided by
@@ -196,12 +197,12 @@ class Discrete(Objective):
 
             return predict
 
-        def predict(alpha: float, part: Tensor, rows: Tensor) -> Tensor:
+        def predict(alpha: Alpha, part: Tensor, rows: Tensor) -> Tensor:
             nonlocal seen
             known, of_rows = ~free[rows], None if y is None else y[rows]
             weaker = None if guide is None else network(guide, known)
             guided = Guided(network(self, known), of_rows, guidance, weaker)
-            logits = guided(torch.tensor(alpha), part)
+            logits = guided(torch.as_tensor(alpha), part)
             seen += guided.rows
             return logits
 

@@ -113,7 +113,7 @@ class Joint:
         product = torch.stack([each[i, self.states[:, i]] for i in range(self.length)]).prod(0)
         return Joint(product.reshape(self.p.shape))
 
-    def predict(self, alpha: float, x: Tensor, rows: Tensor) -> Tensor:
+    def predict(self, alpha: float | Tensor, x: Tensor, rows: Tensor) -> Tensor:
         """Logits of p(x_i | revealed symbols), x with masks: a `Predict` for unmaskers."""
         return self.conditionals[self._place(x, self.vocabulary + 1)]
 
@@ -129,9 +129,9 @@ class Joint:
         same = (self.states[:, None] == self.states).double()
         return alpha * same + (1 - alpha) / self.vocabulary
 
-    def denoise(self, alpha: float, x: Tensor, rows: Tensor) -> Tensor:
+    def denoise(self, alpha: float | Tensor, x: Tensor, rows: Tensor) -> Tensor:
         """Logits of p(x1_i | x_t), x_t with uniform noise: a `Predict` for unmaskers."""
-        return self._posterior(self.likelihoods(alpha).prod(2))[self._place(x, self.vocabulary)]
+        return self._posterior(self.likelihoods(float(alpha)).prod(2))[self._place(x, self.vocabulary)]
 
     def from_others(self, alpha: float, x: Tensor) -> Tensor:
         """Logits of p(x1_i | x_t without its symbol i): what a network of uniform noise should give."""

@@ -14,6 +14,7 @@ from genkit.randomness import RankGenerator, keyed_generator
 from genkit.testing.laws import Finding, Laws, at_least, at_most, both, equal
 from genkit.testing.oracles import Joint
 from genkit.unmasking import UNMASKERS, Noise, Unmasked, Unmasker
+from genkit.unmasking.base import Alpha
 
 JOINT = Joint.example()
 SMALL = Joint.example(2)
@@ -28,7 +29,7 @@ class Asked:
     noise: Noise
     calls: list[tuple[Tensor, Tensor]]
 
-    def __call__(self, alpha: float, x: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, alpha: Alpha, x: Tensor, rows: Tensor) -> Tensor:
         self.calls.append((rows.clone(), self.noise.marks(x).sum(1)))
         return (self.joint.predict if self.noise.mask is not None else self.joint.denoise)(alpha, x, rows)
 

@@ -29,7 +29,8 @@ from genkit.randomness import sample_like
 from genkit.registry import Registry
 from genkit.types import Generator
 
-Predict = Callable[[float, Tensor, Tensor], Tensor]  # alpha, x (R, N), their rows (R,) -> logits (R, N, V)
+Alpha = float | Tensor  # of all rows, or (R,) of each
+Predict = Callable[[Alpha, Tensor, Tensor], Tensor]  # alpha, x (R, N), their rows (R,) -> logits (R, N, V)
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Denoiser:
         """A step of rows x (B, N) begins."""
         self.chance = uniform(x, generator=self.generator)
 
-    def logits(self, alpha: float, x: Tensor, rows: Tensor) -> Tensor:
+    def logits(self, alpha: Alpha, x: Tensor, rows: Tensor) -> Tensor:
         self.calls, self.rows = self.calls + 1, self.rows + len(rows)
         return self.predict(alpha, x[rows], rows)
 

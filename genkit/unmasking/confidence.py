@@ -74,7 +74,7 @@ class EntropyBounded(Stepwise):
         rows = noisy.any(1).nonzero()[:, 0]
         if len(rows) == 0:
             return x
-        revealed = 1 - float(noisy.sum() / free.sum())
+        revealed = 1 - noisy[rows].sum(1) / free[rows].sum(1)  # rows go at their own pace
         logits = model.logits(revealed, x, rows)
         log_p = logits.double().log_softmax(-1)
         entropy = -(log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)

@@ -7,7 +7,17 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.types import Generator
-from genkit.unmasking.base import UNMASKERS, Denoiser, Noise, Predict, Stepwise, Unmasked, Unmasker, highest
+from genkit.unmasking.base import (
+    UNMASKERS,
+    Alpha,
+    Denoiser,
+    Noise,
+    Predict,
+    Stepwise,
+    Unmasked,
+    Unmasker,
+    highest,
+)
 
 
 @UNMASKERS.register("left_to_right")
@@ -60,7 +70,7 @@ class Blockwise(Unmasker):
             within = self.within.paced(steps)
 
             def of_all(
-                alpha: float, x: Tensor, rows: Tensor, before: float = before, share: float = share
+                alpha: Alpha, x: Tensor, rows: Tensor, before: float = before, share: float = share
             ) -> Tensor:
                 return predict(before + alpha * share, x, rows)
 

@@ -90,6 +90,25 @@ def test_outside_its_interval_there_is_one_prediction_or_none_is_taken(cached: b
         assert found.rows == (20 if cached or inside else 10)
 
 
+@pytest.mark.parametrize("by_model", [False, True])
+def test_rows_may_have_times_of_their_own(by_model: bool) -> None:
+    """As they do where rows are revealed at their own pace; predictions are of other dimensions than x there."""
+
+    def wide(t: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        return predict(t[:, None] if t.ndim else t, x, y)[..., None].expand(-1, -1, 4)
+
+    def weaker(t: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        return wide(t, x, y) - x[..., None]
+
+    x, times = torch.randn(5, 3), torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
+    interval = guidance("interval", 3.0, start=0.3, stop=0.6)
+    other = weaker if by_model else None
+    found = Guided(wide, Y, interval, other)(times, x)
+    for i, t in enumerate(times):
+        alone = Guided(wide, Y[i : i + 1], interval, other)(t, x[i : i + 1])
+        assert torch.allclose(found[i : i + 1], alone, atol=1e-6)
+
+
 # --- formulas ---------------------------------------------------------------------------------------------
 
 

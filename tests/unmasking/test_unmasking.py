@@ -13,7 +13,7 @@ from torch import Tensor
 from genkit.errors import GenkitError
 from genkit.randomness import keyed_generator
 from genkit.unmasking import UNMASKERS, Noise, Unmasked
-from genkit.unmasking.base import Denoiser, Predict, draw
+from genkit.unmasking.base import Alpha, Denoiser, Predict, draw
 from genkit.unmasking.base import uniform as chances
 from tests.oracles import Joint
 
@@ -87,9 +87,9 @@ class Recorder:
 
     def __init__(self, predict: Predict) -> None:
         self.predict = predict
-        self.calls: list[tuple[float, Tensor, Tensor]] = []
+        self.calls: list[tuple[Alpha, Tensor, Tensor]] = []
 
-    def __call__(self, alpha: float, x: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, alpha: Alpha, x: Tensor, rows: Tensor) -> Tensor:
         self.calls.append((alpha, x.clone(), rows.clone()))
         return self.predict(alpha, x, rows)
 
@@ -317,7 +317,7 @@ def test_network_calls_and_passes_are_counted(name: str) -> None:
     assert found.nfe == len(recorder.calls)
     assert found.passes == pytest.approx(sum(len(rows) for _, _, rows in recorder.calls) / 300)
     for alpha, x, rows in recorder.calls:
-        assert 0 <= alpha < 1
+        assert ((torch.as_tensor(alpha) >= 0) & (torch.as_tensor(alpha) < 1)).all()
         assert len(x) == len(rows) > 0
         assert (x == JOINT.mask).any(1).all()  # no row is asked for that is done
 
@@ -389,6 +389,18 @@ def test_the_entropy_bound_by_hand() -> None:
     assert order("entropy", predict, 4, bound=0.06) == [[0, 2], [3], [1]]
     assert order("entropy", predict, 4, bound=0.39) == [[0, 2, 3], [1]]
     assert order("entropy", predict, 4, bound=1.0) == [[0, 1, 2, 3]]
+
+
+def test_the_entropy_bound_tells_each_row_its_own_share() -> None:
+    """A row with one symbol to reveal, of six, is not told how far the others are."""
+    recorder, joint = Recorder(certain(*6 * [0.5])), Joint.example(6, 2)
+    given = torch.full((2, 6), -1)
+    given[0, :5] = 1
+    sample("entropy", joint, 2, given=given, predict=recorder, bound=0.0)
+    for alpha, x, rows in recorder.calls:
+        free = (given[rows] < 0).sum(1)
+        assert torch.equal(torch.as_tensor(alpha), 1 - (x == joint.mask).sum(1) / free)
+    assert recorder.calls[-1][0] == pytest.approx(5 / 6)
 
 
 def test_a_symbol_that_is_certain_is_free_to_reveal() -> None:
