@@ -31,12 +31,12 @@ class SlicedOT(BatchCoupling):
 
     def plan(self, x1: Tensor, x0: Tensor, y: Tensor | None, generator: Generator) -> Plan:
         best = torch.arange(len(x1), device=x1.device)
-        least = -float((x1 * x0).sum())  # the cost but for what all permutations share; never above it
+        most = (x1 * x0).sum()  # minus the cost, but for what all permutations share; never below it
         shape = (self.projections, x1.shape[1])
         for line in sample_like(torch.randn, x1, generator, shape):
-            order = torch.empty(len(x1), dtype=torch.long, device=x1.device)
+            order = torch.empty_like(best)
             order[(x1 @ line).argsort()] = (x0 @ line).argsort()
-            cost = -float((x1 * x0[order]).sum())
-            if cost < least:
-                best, least = order, cost
+            gain = (x1 * x0[order]).sum()
+            best = torch.where(gain > most, order, best)  # without waiting for the device
+            most = torch.maximum(gain, most)
         return Plan(best)

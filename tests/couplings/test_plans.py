@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import ot
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from genkit import memory
 from genkit.couplings import COUPLINGS, batch
@@ -351,6 +353,23 @@ def test_weights_are_the_formula() -> None:
     flat = pair_of("weighted", x1, epsilon=1e9).weight
     assert flat is not None
     assert torch.allclose(flat, torch.ones(50, dtype=torch.float64))
+
+
+def test_sliced_ot_chooses_among_its_lines_without_waiting_for_the_device() -> None:
+    class Waits(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    x1, coupling = points(20, 3), COUPLINGS.build("sliced_ot", projections=5)
+    with Waits() as waits:
+        coupling.plan(x1, points(20, 3), None, keyed_generator(0))  # type: ignore[attr-defined]
+    assert waits.count == 0
+    with waits:
+        float(x1.sum())
+    assert waits.count == 1
 
 
 def test_sliced_ot_is_exact_on_a_line_and_better_with_more_lines() -> None:
