@@ -25,7 +25,7 @@ class Uniform(Grid):
 class Power(Grid):
     """t = 1 - (1 - u)^exponent: above 1 the steps shrink towards the data, below 1 towards the noise."""
 
-    def __init__(self, exponent: float = 2.0) -> None:
+    def __init__(self, exponent: float) -> None:
         if not 0 < exponent < math.inf:
             raise GenkitError(f"power: exponent must be positive, not {exponent}")
         self.exponent = exponent

@@ -79,7 +79,7 @@ def test_edm_is_used_on_the_path_of_the_field() -> None:
         times("edm", 8, "variance_preserving", low=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in GRIDS.names() if name != "fitted"])
+@pytest.mark.parametrize("name", GRIDS.without_options())
 def test_warps_are_monotone_and_keep_the_ends(name: str) -> None:
     """Particles take shares of the way one by one."""
     grid = GRIDS.build(name)
@@ -108,3 +108,9 @@ def test_warps_are_monotone_and_keep_the_ends(name: str) -> None:
 def test_options_that_cannot_be_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(GenkitError, match=message):
         GRIDS.build(name, **options)
+
+
+def test_grids_without_options_differ() -> None:
+    """A benchmark and a fit go over all of them."""
+    found = [times(name).tolist() for name in GRIDS.without_options()]
+    assert len({tuple(one) for one in found}) == len(found) > 5

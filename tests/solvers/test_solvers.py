@@ -27,7 +27,7 @@ PLAIN = [name for name in NAMES if SOLVERS.get(name).needs <= {"velocity"}]
 START = torch.linspace(0.4, 1.5, 5, dtype=torch.float64)[:, None]
 
 
-SHRINKING = ["uniform", "power", "cosine", "u_shaped", "shifted"]  # all steps as 1 / steps
+SHRINKING = ["uniform", "quadratic", "cosine", "u_shaped", "shifted"]  # all steps as 1 / steps
 
 
 @pytest.mark.parametrize("grid", SHRINKING)

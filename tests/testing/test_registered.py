@@ -36,10 +36,10 @@ MORE: list[tuple[str, str, dict[str, Any]]] = [
     ("unmasker", "corrector", {"strength": 3.0}),
     ("unmasker", "entropy", {"bound": 0.0}),
 ]
-# Those need files, or a program; the metrics need sounds.
+# Those need files, or a program; the metrics need sounds; power has no exponent but those above.
 ELSEWHERE = {
     "dataset": {"hub", "hub_text", "fashion_mnist"},
-    "grid": {"fitted"},
+    "grid": {"fitted", "power"},
     "metric": {"sound_to_text", "text_to_sound"},
 }
 EACH = [
