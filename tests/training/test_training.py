@@ -216,7 +216,7 @@ def test_activation_checkpointing_leaves_the_gradient_as_it_is(name: str) -> Non
 def test_a_compiled_backbone_with_checkpointing_in_bfloat16_learns(tmp_path: Path) -> None:
     """All economies at once: the loss of one row falls; what is left is the plain backbone."""
     x, _ = split(IMAGES).take(torch.zeros(16, dtype=torch.long))
-    objective = build("flow_matching", IMAGES, scale=None, model=model_options(depth=1))
+    objective = build("flow_matching", IMAGES, scale=None, model=model_options(depth=1), conditional=False)
     options = TrainingOptions(
         steps=60, batch_size=16, warmup=5, lr=1e-2, log_every=1, precision="bf16", accumulate=2,
         activation_checkpointing=True, compile="aot_eager",
