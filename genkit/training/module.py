@@ -59,7 +59,7 @@ class GenerativeModule(L.LightningModule):
 
     def training_step(self, prepared: Prepared, batch_index: int) -> Tensor:
         batch, generator = prepared
-        torch.manual_seed(generator.initial_seed())  # dropout
+        torch.manual_seed(keyed_generator(generator.initial_seed(), "torch").initial_seed())  # of dropout
         logs = self.objective.loss(batch, generator=generator)
         loss = logs["loss"]
         self.losses.append(loss.detach())

@@ -24,7 +24,7 @@ from genkit.training import GenerativeModule, TrainerOptions, TrainingOptions, f
 from genkit.training.callbacks import AtomicCheckpointIO, CsvLog
 from genkit.training.fit import check_compiled
 from genkit.types import Batch
-from tests.objectives.models import IMAGES, build, data_of, model_of, model_options, split
+from tests.objectives.models import IMAGES, LABELLED, build, data_of, model_of, model_options, split
 
 CPU = TrainerOptions("cpu")
 
@@ -210,6 +210,23 @@ def test_activation_checkpointing_leaves_the_gradient_as_it_is(name: str) -> Non
     assert calls[True] > calls[False] > 0
     for a, b in zip(*found.values(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_torchs_own_draws_are_not_those_of_the_step(tmp_path: Path) -> None:
+    """Else the masks of dropout would be of the very numbers that x0 and t are made of; but they are keyed likewise."""
+    objective = build("flow_matching", LABELLED, scale=None, model=model_options(depth=1))
+    seen: list[tuple[int, int]] = []
+    loss = objective.loss
+
+    def noting(batch: Batch, *, generator: torch.Generator) -> dict[str, Tensor]:
+        seen.append((torch.initial_seed(), generator.initial_seed()))
+        return loss(batch, generator=generator)
+
+    objective.loss = noting  # type: ignore[method-assign]
+    for folder in ("one", "other"):
+        train(objective, tmp_path / folder, steps=2)
+    assert seen[:2] == seen[2:]
+    assert len({seed for pair in seen for seed in pair}) == 4
 
 
 @pytest.mark.slow
