@@ -20,7 +20,8 @@ class OptimalTransport(BatchCoupling):
 
     solver: `scipy` or `pot` (exact, on the CPU), `torch` (an auction, on the device of the data, with a mean cost
         within 1e-7 of the spread of costs), `auto` for the fastest exact one, see `genkit.couplings.assignment`.
-    scope: `global` to plan for the whole batch of a distributed run, `rank` for each process's part.
+    scope: `global` to plan for the whole batch of a distributed run, `rank` for each process's part. In either case
+        training.accumulate plans within each of its parts.
     Raises GenkitError for costs that do not fit in memory and data that are not finite.
     """
 

@@ -19,7 +19,7 @@ class FrechetDistance(DataMetric, FrechetInceptionDistance):
     figures are comparable only at an equal `extractor_hash` and equal counts (fewer samples give more).
 
     update(x, real): x (B, C, H, W) levels; reference rows are real. Statistics are float64.
-    spec: chooses the extractor (there is one for digits and for fashion_mnist); extractor: another one.
+    spec: chooses the extractor (see PINNED in genkit.metrics.extractor); extractor: another one.
 
     Heusel et al. 2017 (https://arxiv.org/abs/1706.08500).
     Raises GenkitError where the data have no extractor, and in `compute` for a side with fewer than two rows.

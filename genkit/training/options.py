@@ -38,7 +38,8 @@ class TrainingOptions:
     clip: largest norm of the gradient; null for none.
     ema: decay of the averaged weights d, warmed up as min(d, (1 + n) / (10 + n)) at update n; 0 for none.
     precision: float32, or bf16 autocast around the network.
-    accumulate: parts in which a batch is computed.
+    accumulate: parts in which a batch is computed; couplings that plan within a batch, such as `ot`, then plan within
+        a part, which makes other pairs.
     activation_checkpointing: the backbone's layers are run again for the backward pass, in less memory.
     compile: a backend of torch.compile for the backbone, such as inductor; null for none.
     checkpoint_every, log_every: optimizer steps that are really taken.
