@@ -83,8 +83,8 @@ TARGETS_2D: dict[str, tuple[Callable[[], Target], tuple[float, float, float] | N
     "product / prior": (lambda: build("product", [A, B], PRIOR), (1, 1, -1)),
     "guidance, scale 2": (lambda: build("product", [A], PRIOR, weights=[2.0]), (2, 0, -1)),
     "mixture": (lambda: build("mixture", [SHIFTED, B], weights=[0.3, 0.7]), None),
-    "negation, w 0.2": (lambda: build("negation", [A, B], weight=0.2), (1, -0.2, 0)),
-    "negation / prior, w 0.8": (lambda: build("negation", [A, B], PRIOR, weight=0.8), (1, -0.8, 0.8)),
+    "negation, w 0.2": (lambda: build("product", [A, B], weights=[1.0, -0.2]), (1, -0.2, 0)),
+    "negation / prior, w 0.8": (lambda: build("product", [A, B], PRIOR, weights=[1.0, -0.8]), (1, -0.8, 0.8)),
 }
 
 

@@ -43,7 +43,14 @@ class Product(Target):
     """pi_t(x) = prod_i p_i(x)^w_i, or with a prior p_0 divided out prod_i p_i(x)^w_i p_0(x)^(1 - sum_i w_i).
 
     With parts p(x | y_i) and the prior p(x), independent conditions give p(x | y_1, ..., y_n) by Bayes' rule; one part
-    of weight w and the prior is what guidance of scale w aims at. Negative weights are powers of a quotient.
+    of weight w and the prior is what guidance of scale w aims at. A negative weight -w negates, "a and not b": weights
+    1 and -w are p_a(x) / p_b(x)^w, and with a prior p_a(x) (p_0(x) / p_b(x))^w.
+
+    Such a quotient is not always a density. At t=0 it is N(0, I / (1 - w)): without a prior w must be below 1 (an error
+    says so). Later it must fall off in every direction: of Gaussians, precision_a + w (precision_0 - precision_b),
+    where there is no prior precision_a - w precision_b, must be positive. Where it is not, particles run away, which
+    only shows in samples far from all data, many resamplings and a large log_normalizer. So choose b wider than a, or
+    w small.
 
     weights: w_i, all 1 where null. prior: p_0, a target such as the unconditional model.
     Liu et al., Compositional Visual Generation, https://arxiv.org/abs/2206.01714; Du et al., Reduce, Reuse, Recycle,
@@ -68,24 +75,6 @@ class Product(Target):
         found = [(w * value, w * gradient) for w, part in pairs for value, gradient in [part(t, x, last)]]
         values, gradients = zip(*found, strict=True)
         return torch.stack(values).sum(0), torch.stack(gradients).sum(0)
-
-
-@TARGETS.register("negation")
-class Negation(Product):
-    """pi_t(x) = p_a(x) / p_b(x)^w, or with a prior p_0 divided out p_a(x) (p_0(x) / p_b(x))^w: a and not b.
-
-    Not always a density. At t=0 it is N(0, I / (1 - w)): without a prior w must be below 1 (an error says so). Later
-    it must fall off in every direction: of Gaussians, precision_a + w (precision_0 - precision_b), where there is no
-    prior precision_a - w precision_b, must be positive. Where it is not, particles run away, which only shows in
-    samples far from all data, many resamplings and a large log_normalizer. So choose b wider than a, or w small.
-
-    parts: a and b. weight: w. prior: p_0, a target such as the unconditional model. See `product` for sources.
-    """
-
-    def __init__(self, parts: Sequence[Target], weight: float = 0.5, prior: Target | None = None) -> None:
-        if len(parts) != 2 or not 0 < weight < math.inf:
-            raise GenkitError(f"negation: two parts and a positive weight, not {len(parts)} and {weight}")
-        super().__init__(parts, [1.0, -weight], prior)
 
 
 @TARGETS.register("mixture")

@@ -151,10 +151,10 @@ PROBLEMS = {
         lambda z: torch.logaddexp(math.log(0.3) + log_end(A, z), math.log(0.7) + log_end(B, z)),
     ),
     "negation": Problem(
-        lambda: build("negation", [A, B], weight=0.2), lambda z: log_end(A, z) - 0.2 * log_end(B, z)
+        lambda: build("product", [A, B], weights=[1.0, -0.2]), lambda z: log_end(A, z) - 0.2 * log_end(B, z)
     ),
     "negation without the prior": Problem(
-        lambda: build("negation", [A, B], weight=0.8, prior=WIDE),
+        lambda: build("product", [A, B], weights=[1.0, -0.8], prior=WIDE),
         lambda z: log_end(A, z) - 0.8 * log_end(B, z) + 0.8 * log_end(WIDE, z),
     ),
     "box": Problem(

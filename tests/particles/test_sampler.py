@@ -133,7 +133,8 @@ def test_the_closed_form_of_a_negation_of_gaussians(prior: GaussianMixture | Non
         inverse = torch.linalg.inv(noised.covs[0])
         precision, pull = precision + power * inverse, pull + power * inverse @ noised.means[0]
     cov = torch.linalg.inv(precision)
-    near(sample(build("negation", [ONE, other], weight=0.7, prior=prior), particles=4000), cov @ pull, cov)
+    target = build("product", [ONE, other], weights=[1.0, -0.7], prior=prior)
+    near(sample(target, particles=4000), cov @ pull, cov)
 
 
 def near(run: Particles, mean: Tensor, cov: Tensor) -> None:
@@ -400,8 +401,8 @@ def test_a_region_where_nothing_is() -> None:
 def test_a_quotient_that_is_no_density_at_the_start() -> None:
     for weight in (1.0, 1.5):
         with pytest.raises(GenkitError, match=r"sum to (0|-0.5), and at t=0 .* or divide the prior out"):
-            sample(build("negation", [A, B], weight=weight))
-    assert sample(build("negation", [A, WIDE], weight=1.5, prior=WIDE)).resamplings >= 0
+            sample(build("product", [A, B], weights=[1.0, -weight]))
+    assert sample(build("product", [A, WIDE], weights=[1.0, -1.5], prior=WIDE)).resamplings >= 0
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_a_prior_is_spared_where_it_has_no_part() -> None:
     assert len(build("product", [A, B], weights=[0.25, 0.75], prior=ONE).parts) == 2
     assert build("product", [A, B], prior=ONE).exponent == 1
     assert build("product", [A, B]).exponent == 2
-    assert build("negation", [A, B], weight=0.25).exponent == 0.75
+    assert build("product", [A, B], weights=[1.0, -0.25]).exponent == 0.75
     assert build("temperature", A, beta=3.0).exponent == 3
     mixed = TARGETS.build("mixture", [build("product", [A, B]), build("temperature", A, beta=2.0)])
     assert mixed.exponent == 2
@@ -285,8 +285,6 @@ def test_beta_is_positive(beta: float) -> None:
         ("product", [A, B], {"weights": [1.0, math.nan]}, "one finite weight"),
         ("product", [], {}, "one finite weight for each of 0 parts"),
         ("mixture", [A, B], {"weights": [1.0, 0.0]}, "one positive weight for each of 2 parts"),
-        ("negation", [A], {}, "two parts and a positive weight, not 1 and"),
-        ("negation", [A, B], {"weight": -1.0}, "positive weight"),
         ("bounded", A, {}, "either a box, by low and high, or a distance"),
         ("bounded", A, {"low": 0.0, "distance": to_disc}, "either a box"),
         ("bounded", A, {"low": 1.0, "high": 1.0}, "low must be below high"),
