@@ -73,7 +73,9 @@ class Solver(abc.ABC):
             self.grid.times(steps)  # says so if it has another number
 
     def paced(self, steps: int) -> Solver:
-        """This method with another number of steps."""
+        """This method with another number of steps, itself where that is its own."""
+        if steps == self.steps:
+            return self
         other = copy.copy(self)
         other.steps = steps
         return other
