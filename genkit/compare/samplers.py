@@ -366,12 +366,14 @@ def markdown(report: Json) -> str:
     curves = [curve for curve in report["curves"] if curve["refused"] is None]
     fixed = [curve for curve in curves if curve["grid"] is not None]
     budgets = sorted(options["evaluations"])
+    draws = f"one draw, of seed {options['seed']}"
+    if options["draws"] > 1:
+        draws = f"medians of {options['draws']} draws from seed {options['seed']} on, with their range"
     lines = [
         f"# Samplers on {report['run']}",
         "",
         f"{capital(report['data'])}, {options['samples']} samples from the same noise, guidance "
-        f"{words(options['guidance'])}; medians of {options['draws']} draws from seed {options['seed']} on, with their "
-        f"range. {capital(metric['words'])} to held-out data, of real data {number(report['floor'])}. The reference "
+        f"{words(options['guidance'])}; {draws}. {capital(metric['words'])} to held-out data, of real data {number(report['floor'])}. The reference "
         f"({reference['solver']}) takes {reference['nfe']} evaluations and has {shown(reference, 'metric')}; "
         f"with half the steps it ends {number(reference['error'])} from there. "
         f"{report['machine']['device']}, {report['machine']['threads']} threads, torch {report['machine']['torch']}.",
