@@ -373,8 +373,9 @@ def markdown(report: Json) -> str:
         f"# Samplers on {report['run']}",
         "",
         f"{capital(report['data'])}, {options['samples']} samples from the same noise, guidance "
-        f"{words(options['guidance'])}; {draws}. {capital(metric['words'])} to held-out data, of real data {number(report['floor'])}. The reference "
-        f"({reference['solver']}) takes {reference['nfe']} evaluations and has {shown(reference, 'metric')}; "
+        f"{words(options['guidance'])}; {draws}. {capital(metric['words'])} to held-out data, of real data "
+        f"{number(report['floor'])}. The reference ({reference['solver']}) takes {reference['nfe']} evaluations and has "
+        f"{shown(reference, 'metric')}; "
         f"with half the steps it ends {number(reference['error'])} from there. "
         f"{report['machine']['device']}, {report['machine']['threads']} threads, torch {report['machine']['torch']}.",
     ]
