@@ -374,9 +374,8 @@ def markdown(report: Json) -> str:
         "",
         f"{capital(report['data'])}, {options['samples']} samples from the same noise, guidance "
         f"{words(options['guidance'])}; {draws}. {capital(metric['words'])} to held-out data, of real data "
-        f"{number(report['floor'])}. The reference ({reference['solver']}) takes {reference['nfe']} evaluations and has "
-        f"{shown(reference, 'metric')}; "
-        f"with half the steps it ends {number(reference['error'])} from there. "
+        f"{number(report['floor'])}. The reference ({reference['solver']}) takes {reference['nfe']} evaluations and "
+        f"has {shown(reference, 'metric')}; with half the steps it ends {number(reference['error'])} from there. "
         f"{report['machine']['device']}, {report['machine']['threads']} threads, torch {report['machine']['torch']}.",
     ]
     heads = {
