@@ -99,14 +99,16 @@ def fit(
     """Trains for the steps of options.physical, going on from `folder`/checkpoints/last.ckpt where there is one.
 
     made_from: what the checkpoint is kept with, and must have been made from: hashes of the teacher, the data, ...
-    The objective is set up on the device that trains, and ends on the CPU, with the averaged weights of the last
-    checkpoint. Raises GenkitError for a loss that is not finite, a trainer that cannot be had, and a checkpoint that
-    cannot be read, is of another model, or was made from something else.
+    The objective is set up on the device that trains (on the CPU where devices share its weights), and ends on the CPU,
+    with the averaged weights of the last checkpoint. Raises GenkitError for a loss that is not finite, a trainer that
+    cannot be had, and a checkpoint that cannot be read, is of another model, or was made from something else.
     """
     trainer, identity = trainer or TrainerOptions(), dict(made_from or {})
     quiet()
     check_sharded(trainer, options)
     device = build_trainer(trainer, options, folder, [], False).strategy.root_device
+    if sharded(trainer):  # one device may not hold all of the weights
+        device = torch.device("cpu")
     begun = time.perf_counter()
     split = split.to(device)
     if teacher is not None:
@@ -243,9 +245,14 @@ def build_trainer(
     return built
 
 
+def sharded(trainer: TrainerOptions) -> bool:
+    """Whether processes share the weights, each with its part."""
+    return trainer.strategy.startswith(("fsdp", "deepspeed"))
+
+
 def check_sharded(trainer: TrainerOptions, options: TrainingOptions) -> None:
     """Raises GenkitError where processes are to share the weights, and cannot."""
-    if not trainer.strategy.startswith(("fsdp", "deepspeed")):
+    if not sharded(trainer):
         return
     if trainer.accelerator == "cpu" or not torch.cuda.is_available():
         raise GenkitError(f"trainer: strategy {trainer.strategy} needs GPUs: take ddp, or auto")

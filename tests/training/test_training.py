@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -385,20 +386,27 @@ def test_the_data_are_those_of_the_keyed_batches(tmp_path: Path) -> None:
     assert all(torch.equal(a, b.index) for a, b in zip(seen, expected, strict=True))
 
 
-def test_setup_is_done_on_the_device_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of codes is as many passes of the teacher as there are rows. No memory is the device here."""
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_setup_is_done_on_the_device_that_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """A cache of codes is as many passes of the teacher as there are rows. No memory is the device here. Weights that
+    are shared among devices stay on the CPU."""
     place = torch.device("meta")
     found = SimpleNamespace(strategy=SimpleNamespace(root_device=place))
     monkeypatch.setitem(fit.__globals__, "build_trainer", lambda *arguments: found)
+    monkeypatch.setitem(fit.__globals__, "check_sharded", lambda *arguments: None)
     objective, teacher = small(), small("normalizing_flow")
+    wanted = place if strategy == "auto" else torch.device("cpu")
 
     def setup(data: TensorSplit, taught_by: Objective) -> None:
-        assert data.x.device == objective.device == taught_by.device == place
+        assert data.x.device == objective.device == taught_by.device == wanted
         raise InterruptedError
 
     monkeypatch.setattr(objective, "setup", setup)
+    trainer = replace(CPU, strategy=strategy)
     with pytest.raises(InterruptedError):
-        fit(objective, split(IMAGES), TrainingOptions(), tmp_path, trainer=CPU, teacher=teacher)
+        fit(objective, split(IMAGES), TrainingOptions(), tmp_path, trainer=trainer, teacher=teacher)
 
 
 def test_shared_weights_that_cannot_be_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
