@@ -242,6 +242,10 @@ def build_trainer(
             f"trainer: {world()} processes were started, and devices x num_nodes is {built.world_size}: set "
             "trainer.strategy=ddp and trainer.devices to the number of processes of a machine"
         )
+    if built.world_size > options.batch_size:  # it would wait for them first
+        raise GenkitError(
+            f"trainer: devices x num_nodes is {built.world_size}, and a batch has {options.batch_size} rows"
+        )
     return built
 
 

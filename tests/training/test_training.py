@@ -409,6 +409,12 @@ def test_setup_is_done_on_the_device_that_trains(
         fit(objective, split(IMAGES), TrainingOptions(), tmp_path, trainer=trainer, teacher=teacher)
 
 
+def test_more_processes_than_rows_are_refused_before_they_are_waited_for(tmp_path: Path) -> None:
+    trainer = replace(CPU, num_nodes=2**62)
+    with pytest.raises(GenkitError, match=r"num_nodes is 4611686018427387904, and a batch has \d+ rows"):
+        fit(small(), split(IMAGES), TrainingOptions(), tmp_path, trainer=trainer)
+
+
 def test_shared_weights_that_cannot_be_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(message: str, **options: Any) -> None:
         with pytest.raises(GenkitError, match=message):
