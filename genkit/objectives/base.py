@@ -37,11 +37,13 @@ class Objective(nn.Module, abc.ABC):
     default_sampler: what they are made with when nothing is said.
     generates: whether it makes samples; a codec does not.
     any_size: whether samples may be of another size than the data's, by `resized`.
+    second_order: whether the loss differentiates a gradient of the backbone.
     predicts: what guidance has to combine. by_prompt: whether it may go by a prompt in the place of a class.
     """
 
     generates: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
+    second_order: ClassVar[bool] = False
     predicts: ClassVar[Predicted] = "field"
     by_prompt: ClassVar[bool] = False
     samplers: ClassVar[Registry[Any] | None] = None

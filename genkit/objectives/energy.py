@@ -64,6 +64,7 @@ class Energy(Flow):
     noise, sigma: how data are read (see `Continuous`).
     """
 
+    second_order = True
     call = 2.0  # once forward, and once back for the gradient
     scale: Tensor
 

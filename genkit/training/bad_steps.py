@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from genkit.errors import GenkitError
+from genkit.training.fsdp import whole
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainingOptions
 
@@ -54,7 +55,7 @@ class BadSteps(Callback):
             bad = bad | ((self.count >= ENOUGH) & (loss > median + self.options.spike * spread))
         if self.mode == "skip":
             grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            bad = bad | ~get_total_norm(grads).isfinite()
+            bad = bad | ~whole(get_total_norm(grads)).isfinite()
             optimizer.found_inf = bad.float()
         self.first = torch.where(bad, self.first.clamp(max=trainer.global_step), self.first)
         self.total, self.in_a_row = self.total + bad, (self.in_a_row + 1) * bad

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn.utils import get_total_norm
 
 from genkit.errors import GenkitError, choose
@@ -25,6 +26,7 @@ from genkit.files import link_atomically, write_atomically
 from genkit.processes import rank
 from genkit.tensors import write_tensors
 from genkit.training.bad_steps import BadSteps, largest
+from genkit.training.fsdp import whole
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainingOptions
 from genkit.training.weights import read_checkpoint, weights_of
@@ -32,21 +34,50 @@ from genkit.training.weights import read_checkpoint, weights_of
 Report = Callable[[int, int, float], None]  # step, steps, loss
 
 
-class EMA(WeightAveraging):
-    """Lightning's weight averaging with a decay that is warmed up.
+class EMA(Callback):
+    """Averages of the weights w, which a checkpoint has as its `state_dict`, beside the weights themselves.
 
-    At update n, min(decay, ((1 + kappa n) / (10 + kappa n))^kappa): the warm-up of batches of which kappa make
-    one of these.
+        average <- d average + (1 - d) w,  d = min(decay, ((1 + kappa n) / (10 + kappa n))^kappa) at update n,
+
+    and w itself at n = 0: the warm-up of batches of which kappa make one of these. Where processes share the weights,
+    each averages its part. (Lightning's weight averaging copies the module, which a sharded one does not allow.)
     """
 
     def __init__(self, decay: float, kappa: float = 1.0) -> None:
-        def update(average: Any, current: Any, n: Any) -> None:
-            n = n * kappa
-            keep = torch.clamp(((1 + n) / (10 + n)) ** kappa, max=decay)
-            torch._foreach_mul_(average, keep)
-            torch._foreach_add_(average, torch._foreach_mul(current, 1 - keep))
+        self.decay, self.kappa = decay, kappa
+        self.averages: list[Tensor] = []  # as the module's parameters
 
-        super().__init__(use_buffers=False, multi_avg_fn=update)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        held = copied(pl_module)
+        # read where the weights were read, perhaps on another device
+        self.averages = [a.to(w.device) for a, w in zip(self.averages or held, held, strict=True)]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        if ends_step(pl_module, *batch):
+            self.update(list(pl_module.parameters()), trainer.global_step - 1)
+
+    @torch.no_grad()
+    def update(self, weights: list[Tensor], n: int) -> None:
+        seen = self.kappa * n
+        keep = min(self.decay, ((1 + seen) / (10 + seen)) ** self.kappa) if n else 0.0
+        torch._foreach_lerp_(self.averages, weights, 1 - keep)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any) -> None:
+        weights = checkpoint["current_model_state"] = checkpoint["state_dict"]
+        averages = checkpoint["state_dict"] = dict(weights)
+        for (name, _), average in zip(pl_module.named_parameters(), self.averages, strict=True):
+            average = whole(average)  # one at a time, and with all processes
+            if trainer.is_global_zero:
+                averages[name] = average.cpu()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any) -> None:
+        self.averages = copied(pl_module)  # the weights of `state_dict`, which it has just taken
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(pl_module, checkpoint["current_model_state"], options=options)
+
+
+def copied(module: LightningModule) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
 
 
 class Clipping(Callback):
@@ -58,7 +89,7 @@ class Clipping(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self.count = self.count + (get_total_norm(grads) > self.clip)
+        self.count = self.count + (whole(get_total_norm(grads)) > self.clip)
         pl_module.log("clipped", self.count / (trainer.global_step + 1))
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 import warnings
@@ -22,7 +23,7 @@ from genkit.backbone import Transformer
 from genkit.data.base import KeyedBatches, Split
 from genkit.errors import GenkitError, choose
 from genkit.memory import check_memory
-from genkit.objectives import Objective
+from genkit.objectives import OBJECTIVES, Objective
 from genkit.processes import world
 from genkit.training.ahead import Ahead, Prepared
 from genkit.training.bad_steps import BadSteps
@@ -36,6 +37,7 @@ from genkit.training.callbacks import (
     StopOnSignal,
     Watch,
 )
+from genkit.training.fsdp import FullySharded
 from genkit.training.machine import device_name
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
@@ -105,9 +107,10 @@ def fit(
     """
     trainer, identity = trainer or TrainerOptions(), dict(made_from or {})
     quiet()
-    check_sharded(trainer, options)
+    check_sharded(trainer)
+    check_second_order(objective, trainer, options)
     device = build_trainer(trainer, options, folder, [], False).strategy.root_device
-    if sharded(trainer):  # one device may not hold all of the weights
+    if trainer.sharded:  # one device may not hold all of the weights
         device = torch.device("cpu")
     begun = time.perf_counter()
     split = split.to(device)
@@ -122,8 +125,9 @@ def fit(
         check_made_from(last, saved.get("made_from", identity), identity)
         start = int(saved.get("global_step", 0))
         attempt = of_bad_steps(saved, "attempt") if attempt is None else attempt + 1
+        trained = copy.deepcopy(objective) if trainer.sharded else objective
         module = GenerativeModule(
-            objective, options, seed=seed, draws=trainer.draws, attempt=attempt, made_from=identity
+            trained, options, seed=seed, draws=trainer.draws, attempt=attempt, made_from=identity
         )
         bad, stop = BadSteps(options, attempt), StopOnSignal()
         checkpoint = StepCheckpoint(last, options, bad)
@@ -138,7 +142,7 @@ def fit(
         try:
             if start < options.physical.steps:
                 loader = Loader(split, options, seed)
-                with economies(objective.backbone, options):
+                with economies(trained.backbone, options):
                     lightning.fit(module, loader, ckpt_path=str(last) if saved else None, weights_only=True)
             if bad.roll_back and stop.received is None:
                 continue
@@ -146,7 +150,6 @@ def fit(
             objective.cpu().load_state_dict(weights_of(saved))
         except (RuntimeError, KeyError) as error:
             check_other_model(last, error)
-            check_compiled(options, error)
             check_processes(lightning.world_size, last, error)
             raise
         return Fitted(
@@ -199,14 +202,6 @@ def economies(backbone: Transformer, options: TrainingOptions) -> Iterator[None]
         backbone._compiled_call_impl = None
 
 
-def check_compiled(options: TrainingOptions, error: Exception) -> None:
-    """Raises GenkitError where a compiled backbone cannot do what an objective needs."""
-    if options.compile is not None and "double backward" in str(error):
-        raise GenkitError(
-            "training: compile is not for this objective, which differentiates its gradient: set it to null"
-        ) from error
-
-
 def build_trainer(
     trainer: TrainerOptions,
     options: TrainingOptions,
@@ -219,7 +214,7 @@ def build_trainer(
         built = L.Trainer(
             accelerator=trainer.accelerator,
             devices=trainer.devices,
-            strategy=trainer.strategy,
+            strategy=FullySharded() if trainer.sharded else trainer.strategy,
             num_nodes=trainer.num_nodes,
             precision="bf16-mixed" if options.precision == "bf16" else "32-true",
             max_steps=options.physical.steps,
@@ -249,21 +244,19 @@ def build_trainer(
     return built
 
 
-def sharded(trainer: TrainerOptions) -> bool:
-    """Whether processes share the weights, each with its part."""
-    return trainer.strategy.startswith(("fsdp", "deepspeed"))
-
-
-def check_sharded(trainer: TrainerOptions, options: TrainingOptions) -> None:
-    """Raises GenkitError where processes are to share the weights, and cannot."""
-    if not sharded(trainer):
-        return
-    if trainer.accelerator == "cpu" or not torch.cuda.is_available():
+def check_sharded(trainer: TrainerOptions) -> None:
+    """Raises GenkitError where processes are to share the weights without GPUs."""
+    if trainer.sharded and (trainer.accelerator == "cpu" or not torch.cuda.is_available()):
         raise GenkitError(f"trainer: strategy {trainer.strategy} needs GPUs: take ddp, or auto")
-    if options.ema:
+
+
+def check_second_order(objective: Objective, trainer: TrainerOptions, options: TrainingOptions) -> None:
+    """Raises GenkitError for what a loss that differentiates a gradient cannot have."""
+    if objective.second_order and (trainer.sharded or options.compile is not None):
+        what, cure = ("trainer: strategy fsdp", "ddp") if trainer.sharded else ("training: compile", "null")
         raise GenkitError(
-            f"trainer: strategy {trainer.strategy} shares the weights among processes, and their average "
-            "(training.ema) needs them whole in each: set training.ema=0, or take ddp"
+            f"{what} is not for the objective '{OBJECTIVES.name_of(objective)}', which differentiates a gradient: "
+            f"take {cure}"
         )
 
 

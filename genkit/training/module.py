@@ -10,11 +10,13 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from genkit.errors import GenkitError
 from genkit.objectives import Objective
 from genkit.randomness import RankGenerator, keyed_generator
 from genkit.training.ahead import Prepared
+from genkit.training.fsdp import FullySharded, shard, whole
 from genkit.training.options import Draws, TrainingOptions
 from genkit.types import Batch
 
@@ -57,6 +59,10 @@ class GenerativeModule(L.LightningModule):
         with self.trainer.precision_plugin.forward_context():
             return Prepared(self.objective.prepare(batch, generator=generator), generator)
 
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, FullySharded):
+            shard(self.objective, self.trainer.strategy.root_device, self.trainer.world_size)
+
     def training_step(self, prepared: Prepared, batch_index: int) -> Tensor:
         batch, generator = prepared
         torch.manual_seed(keyed_generator(generator.initial_seed(), "torch").initial_seed())  # of dropout
@@ -78,8 +84,8 @@ class GenerativeModule(L.LightningModule):
 
     def finite(self) -> bool:
         """Whether all weights are."""
-        norms = torch._foreach_norm([p.detach() for p in self.objective.parameters()])
-        return bool(torch.stack(norms).isfinite().all())
+        weights = [p.detach() for p in self.objective.parameters()]
+        return bool(whole(get_total_norm(weights)).isfinite())
 
     def configure_optimizers(self) -> Any:
         physical = self.options.physical

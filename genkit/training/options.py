@@ -177,10 +177,17 @@ class TrainerOptions:
     draws: `rank`, each device draws noise of its own; `global`, each draws for the whole batch and takes its part, so
         that a run does not depend on the number of devices, but for rounding (dropout excepted). Couplings see their
         part of the batch; with `scope: global`, all of it.
+    strategy: `ddp`, each device has all weights (`ddp_find_unused_parameters_true` where a step uses a part of them);
+        `fsdp`, each has a part of every tensor, for models that one GPU does not hold.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: int | str = 1
-    strategy: str = "auto"
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"] = "auto"
     num_nodes: int = 1
     draws: Draws = "rank"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether devices share the weights, each with its part."""
+        return self.strategy == "fsdp"

@@ -107,12 +107,11 @@ def test_averages_forget_by_the_sample() -> None:
 
     def averages(batch: int) -> dict[int, float]:
         options, kappa = other(batch, ema=0.95), batch / 64  # warmed up after 170 logical steps
-        update = EMA(options.physical.ema, kappa)._kwargs["multi_avg_fn"]
-        average, found = [torch.zeros((), dtype=torch.float64)], {}
+        ema, found = EMA(options.physical.ema, kappa), {}
+        ema.averages = [torch.zeros((), dtype=torch.float64)]
         for n in range(1, options.physical.steps):
-            current = [torch.tensor(n * kappa / 600, dtype=torch.float64)]
-            update(average, current, torch.tensor(n))
-            found[n * batch] = float(average[0])
+            ema.update([torch.tensor(n * kappa / 600, dtype=torch.float64)], n)
+            found[n * batch] = float(ema.averages[0])
         return found
 
     small, large = averages(16), averages(256)
@@ -221,16 +220,16 @@ def moments(options: TrainingOptions, seed: int) -> Tensor:
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     x: Tensor = module.objective.x  # type: ignore[assignment]
     steps = options.physical.steps
-    update = EMA(options.physical.ema, options.physical.kappa)._kwargs["multi_avg_fn"]
-    average, found = [x.detach().clone()], []
+    ema, found = EMA(options.physical.ema, options.physical.kappa), []
+    ema.averages = [x.detach().clone()]
     for step in range(1, steps + 1):
         noise = torch.randn(x.shape, dtype=x.dtype, generator=generator)
         x.grad = CURVATURE * x.detach() + math.sqrt(64 / options.batch_size) * noise
         optimizer.step()
         scheduler.step()
-        update(average, [x.detach()], torch.tensor(step))
+        ema.update([x.detach()], step)
         if step % (steps // 8) == 0:
-            both = torch.cat([x.detach(), *average], 1)
+            both = torch.cat([x.detach(), *ema.averages], 1)
             found.append(torch.stack([both.mean(0), both.var(0)]))
     return torch.stack(found)
 

@@ -30,6 +30,7 @@ from genkit.objectives import OBJECTIVES, Objective
 from genkit.processes import locked, rank, world
 from genkit.randomness import RankGenerator, keyed_generator
 from genkit.recipe import Recipe, draw, load, read_environment, train
+from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.types import Batch
 from genkit.unmasking import UNMASKERS
 from tests.objectives.models import build, data_of, split
@@ -49,8 +50,20 @@ TWO = ("trainer.devices=2", "trainer.strategy=ddp")
 PATIENCE = 240  # seconds until a process counts as hung
 
 
+SHARDED = ("trainer.devices=2", "trainer.strategy=fsdp", "training.checkpoint_every=50")
+ON_CPU = """
+from genkit.training import fit
+fit.__globals__["check_sharded"] = lambda trainer: None  # it works without GPUs, and saves nothing there
+"""
+
+
 def command(recipe: Path, out: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "genkit", "train", str(recipe), "--out", str(out), *overrides]
+    program = ["-m", "genkit"]
+    if overrides == SHARDED:
+        file = recipe.with_name("sharded.py")
+        file.write_text(f"import sys{ON_CPU}from genkit.__main__ import main\nsys.exit(main(sys.argv[1:]))")
+        program = [str(file)]
+    return [sys.executable, *program, "train", str(recipe), "--out", str(out), *overrides]
 
 
 def finish(recipe: Path, out: Path) -> None:
@@ -392,6 +405,75 @@ def test_two_processes_of_which_one_dies_learn_what_one_learns(
     for folder in (out, alone):
         torch.testing.assert_close(losses(folder), losses(whole), rtol=1e-3, atol=1e-3)
         assert largest_difference(folder, whole) < 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_the_weights_learn_what_one_learns(
+    recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Also their averages, and moments; a stopped run goes on with as many processes, or with one that has them all."""
+    out, alone = tmp_path / "run", tmp_path / "alone"
+    with started(recipe, out, *SHARDED) as process:
+        process.terminate()
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, err
+    assert 0 < step(out) < STEPS
+    shutil.copytree(out, alone)
+    argv = command(recipe, out, *SHARDED)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    finish(recipe, alone)
+    for folder in (out, alone):
+        torch.testing.assert_close(losses(folder), losses(whole), rtol=1e-3, atol=1e-3)
+        assert largest_difference(folder, whole) < 1e-3
+
+
+ECONOMIES: list[dict[str, Any]] = [
+    {"objective": name} for name in OBJECTIVES.names() if not OBJECTIVES.get(name).second_order
+] + [
+    {"precision": "bf16", "activation_checkpointing": True, "accumulate": 2},
+    {"on_bad_step": "rollback", "spike": 1e6},  # with a checkpoint before the first step
+    {"logical_batch": 16, "clip": 0.1},
+    {"ema": 0.0, "snapshots": (2,)},
+]
+
+
+def fits(folder: Path, trainer: TrainerOptions) -> list[list[float]]:
+    """Of each: the losses, and the sum of the weights' sizes."""
+    found = []
+    for number, economy in enumerate(ECONOMIES):
+        name, given = economy.get("objective", "flow_matching"), {**economy, "objective": None}
+        del given["objective"]
+        model, out = build(name, data_of(name)[0]), folder / str(number)
+        common = {"steps": 3, "batch_size": 8, "log_every": 1, "warmup": 1, "ema": 0.9, "checkpoint_every": 2}
+        fit(
+            model,
+            split(model.spec),
+            TrainingOptions(**common | given),
+            out,
+            trainer=trainer,
+            tensorboard=False,
+        )
+        found.append([*losses(out).tolist(), sum(float(p.detach().abs().sum()) for p in model.parameters())])
+    return found
+
+
+@pytest.mark.slow
+def test_shared_weights_go_with_all_objectives_and_economies(tmp_path: Path) -> None:
+    said = two_processes(
+        f"{ON_CPU}\nimport json; from pathlib import Path\n"
+        "from genkit.processes import together; from genkit.training import TrainerOptions\n"
+        "from tests.training.test_processes import fits\n"
+        "with together():\n"
+        "    trainer = TrainerOptions('cpu', devices=2, strategy='fsdp', draws='global')\n"
+        f"    print('FITS', json.dumps(fits(Path({str(tmp_path / 'two')!r}), trainer)))"
+    )
+    expected = fits(tmp_path / "one", TrainerOptions("cpu", draws="global"))
+    for out, _ in said:
+        (line,) = (line for line in out.splitlines() if line.startswith("FITS"))
+        for economy, one, two in zip(ECONOMIES, expected, json.loads(line[5:]), strict=True):
+            assert two == pytest.approx(one, rel=1e-3), economy
+    assert (tmp_path / "two" / str(len(ECONOMIES) - 1) / "snapshots" / "step_2.safetensors").exists()
 
 
 def children(pid: int) -> list[int]:

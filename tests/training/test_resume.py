@@ -116,7 +116,7 @@ def test_a_resumed_run_ends_as_if_never_stopped(
     assert then == batches[at:]
     assert_equal(whole, resumed)
     one, other = saved(tmp_path / "whole"), saved(tmp_path / "parts")
-    for part in ("state_dict", "current_model_state", "averaging_state"):
+    for part in ("state_dict", "current_model_state"):
         assert all(torch.equal(a, other[part][key]) for key, a in one[part].items()), part
     for a, b in zip(*(c["optimizer_states"][0]["state"].values() for c in (one, other)), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
@@ -254,7 +254,6 @@ def test_a_checkpoint_holds_all_that_a_run_goes_on_with(tmp_path: Path) -> None:
     moments = held["optimizer_states"][0]["state"]
     assert len(moments) == len(list(objective.parameters()))
     assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} for state in moments.values())
-    assert held["averaging_state"]["n_averaged"] == 12
     assert held["made_from"] == {"teacher": "ab", "data": "cd"}
 
 

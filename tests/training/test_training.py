@@ -23,7 +23,6 @@ from genkit.objectives.flow_matching import FlowMatching
 from genkit.randomness import keyed_generator
 from genkit.training import GenerativeModule, TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import AtomicCheckpointIO, CsvLog
-from genkit.training.fit import check_compiled
 from genkit.types import Batch
 from tests.objectives.models import IMAGES, LABELLED, build, data_of, model_of, model_options, split
 
@@ -252,9 +251,17 @@ def test_a_compiled_backbone_with_checkpointing_in_bfloat16_learns(tmp_path: Pat
 def test_what_cannot_be_compiled_is_named(tmp_path: Path) -> None:
     with pytest.raises(GenkitError, match="compile: .*'inducter'.*did you mean 'inductor'"):
         train(small(), tmp_path, compile="inducter")
-    error = RuntimeError("torch.compile with aot_autograd does not currently support double backward")
-    with pytest.raises(GenkitError, match="compile is not for this objective"):
-        check_compiled(TrainingOptions(compile="aot_eager"), error)
+
+
+def test_a_loss_that_differentiates_a_gradient_is_refused_what_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GenkitError, match="compile is not for the objective 'energy', .*: take null"):
+        train(small("energy"), tmp_path, compile="aot_eager")
+    monkeypatch.setitem(fit.__globals__, "check_sharded", lambda trainer: None)
+    trainer = TrainerOptions(strategy="fsdp")
+    with pytest.raises(GenkitError, match="strategy fsdp is not for the objective 'energy', .*: take ddp"):
+        fit(small("energy"), split(IMAGES), TrainingOptions(), tmp_path, trainer=trainer)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())
@@ -415,20 +422,14 @@ def test_more_processes_than_rows_are_refused_before_they_are_waited_for(tmp_pat
         fit(small(), split(IMAGES), TrainingOptions(), tmp_path, trainer=trainer)
 
 
-def test_shared_weights_that_cannot_be_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(message: str, **options: Any) -> None:
-        with pytest.raises(GenkitError, match=message):
-            fit(
-                small(),
-                split(IMAGES),
-                TrainingOptions(**options),
-                tmp_path,
-                trainer=TrainerOptions(strategy="fsdp"),
-            )
-
-    fails("strategy fsdp needs GPUs: take ddp", ema=0.0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    fails("strategy fsdp shares the weights .*training.ema.* set training.ema=0, or take ddp")
+@pytest.mark.parametrize("accelerator", ["auto", "cpu"])
+def test_weights_are_shared_among_gpus_only(
+    accelerator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "cpu")
+    trainer = TrainerOptions(accelerator, strategy="fsdp")
+    with pytest.raises(GenkitError, match="strategy fsdp needs GPUs: take ddp"):
+        fit(small(), split(IMAGES), TrainingOptions(), tmp_path, trainer=trainer)
 
 
 @pytest.mark.parametrize(
