@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from genkit.errors import GenkitError, Terminated, choose
+from genkit.errors import GenkitError, Terminated, choose, within
 from genkit.processes import alone, rank, together
 
 if TYPE_CHECKING:
@@ -227,9 +227,21 @@ def run_train(arguments: argparse.Namespace) -> None:
     print(f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s{hint}")
 
 
+def run_options(one: Parser) -> None:
+    one.add_argument("run", help="a run folder")
+    one.add_argument("--checkpoint", **CHECKPOINT)
+    one.add_argument("--device", **PLACE)
+
+
+def loaded(arguments: argparse.Namespace) -> Run:
+    """The run of `run_options`."""
+    from genkit.recipe import load
+
+    return load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device))
+
+
 def sample_options(sample: Parser) -> None:
-    sample.add_argument("run", help="a run folder")
-    sample.add_argument("--checkpoint", **CHECKPOINT)
+    run_options(sample)
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     sample.add_argument(
         "--solver",
@@ -277,7 +289,6 @@ def sample_options(sample: Parser) -> None:
     log_prob_options(sample.add_argument_group("log-probabilities of the samples, where they come with them"))
     particle_options(sample.add_argument_group("particles, of energies"))
     sample.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    sample.add_argument("--device", **PLACE)
     sample.add_argument(
         "--out",
         type=path,
@@ -329,10 +340,9 @@ def particle_options(particles: argparse._ArgumentGroup) -> None:
 @together()
 def run_sample(arguments: argparse.Namespace) -> None:
     from genkit.compare.pictures import SUFFIXES, save_samples, suffix, writable
-    from genkit.recipe import load
 
     writable(arguments.out or Path("samples.png"), SUFFIXES)
-    run = load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device))
+    run = loaded(arguments)
     asked = [
         word for word in PARTICLES if getattr(arguments, word.replace("-", "_")) not in (None, False, [])
     ]
@@ -459,9 +469,7 @@ def sample_particles(run: Run, arguments: argparse.Namespace, asked: Sequence[st
 
 
 def evaluate_options(evaluate: Parser) -> None:
-    evaluate.add_argument("run", help="a run folder")
-    evaluate.add_argument("--checkpoint", **CHECKPOINT)
-    evaluate.add_argument("--device", **PLACE)
+    run_options(evaluate)
     options = {**OVERRIDES, "help": "options, such as samples=1000 steps=[1,2,4]"}
     evaluate.add_argument("overrides", **options)
 
@@ -471,16 +479,14 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     from genkit.compare.evaluate import EvaluationOptions, check_given
     from genkit.compare.report import print_evaluation
     from genkit.compare.runner import evaluated
-    from genkit.recipe import load, override
+    from genkit.recipe import override
     from genkit.registry import resolve_options
 
-    run = load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device))
+    run = loaded(arguments)
     given = override({}, arguments.overrides)
     options = EvaluationOptions(**resolve_options(EvaluationOptions, given, "evaluate"))
-    try:
+    with within("evaluate"):
         check_given(run, options, given)
-    except GenkitError as error:
-        raise GenkitError(f"evaluate: {error}") from None
     with listening() as listener:
         result = evaluated(run, options, listener)
     if rank() == 0:
@@ -559,11 +565,9 @@ def compared(comparison: Comparison, arguments: argparse.Namespace) -> tuple[dic
 
 def benchmark_options(benchmark: Parser) -> None:
     benchmark.add_argument("what", choices=["samplers"], help="what is compared")
-    benchmark.add_argument("run", help="a run folder")
-    benchmark.add_argument("--checkpoint", **CHECKPOINT)
+    run_options(benchmark)
     options = {**OVERRIDES, "help": "options, such as samples=500 solvers=[heun,dpmpp] grids=[uniform,edm]"}
     benchmark.add_argument("overrides", **options)
-    benchmark.add_argument("--device", **PLACE)
     benchmark.add_argument(
         "--out", type=path, metavar="FOLDER", help="(default: runs/samplers/<name of the run>)"
     )
@@ -572,13 +576,13 @@ def benchmark_options(benchmark: Parser) -> None:
 def run_benchmark(arguments: argparse.Namespace) -> None:
     from genkit.compare.pictures import writable
     from genkit.compare.samplers import BenchmarkOptions, benchmark, write
-    from genkit.recipe import load, override
+    from genkit.recipe import override
     from genkit.registry import resolve_options
 
     alone("benchmark")
     out = arguments.out or Path("runs/samplers") / Path(arguments.run).name
     writable(out / "table.md")
-    run = load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device))
+    run = loaded(arguments)
     given = override({}, arguments.overrides)
     options = BenchmarkOptions(**resolve_options(BenchmarkOptions, given, "benchmark"))
     with listening() as listener:
@@ -588,8 +592,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
 
 
 def fit_grid_options(grid: Parser) -> None:
-    grid.add_argument("run", help="a run folder")
-    grid.add_argument("--checkpoint", **CHECKPOINT)
+    run_options(grid)
     grid.add_argument(
         "--solver", required=True, help="of a fixed number of steps and without noise, such as heun"
     )
@@ -598,7 +601,6 @@ def fit_grid_options(grid: Parser) -> None:
     grid.add_argument("--reference", metavar="SOLVER", help="what it is fitted to (default: many steps)")
     grid.add_argument("--guidance", help="a scale or a guidance with options; 1 is off")
     grid.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    grid.add_argument("--device", **PLACE)
     grid.add_argument(
         "--out", type=path, metavar="FILE", default=Path("grid.json"), help="(default: grid.json)"
     )
@@ -608,13 +610,12 @@ def run_fit_grid(arguments: argparse.Namespace) -> None:
     from genkit.compare.pictures import writable
     from genkit.compare.samplers import fit_grid
     from genkit.files import write_json
-    from genkit.recipe import load
 
     alone("fit-grid")
     writable(arguments.out)
     solver = entry(arguments.solver, "solver")
     found = fit_grid(
-        load(arguments.run, checkpoint=arguments.checkpoint, device=device(arguments.device)),
+        loaded(arguments),
         solver,
         arguments.steps,
         samples=arguments.samples,

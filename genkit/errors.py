@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class GenkitError(ValueError):
@@ -15,6 +16,15 @@ class GenkitError(ValueError):
 
 class Terminated(Exception):
     """SIGTERM ended a training, whose checkpoint is saved. The command line exits with status 143."""
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """A GenkitError raised here says where, before its message."""
+    try:
+        yield
+    except GenkitError as error:
+        raise GenkitError(f"{where}: {error}") from None
 
 
 def a(noun: str) -> str:

@@ -142,18 +142,15 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-        for left in (
-            *folder.glob(".*.tmp"),
-            *folder.glob("checkpoints/.*.tmp"),
-        ):  # of a process that was killed
+        # of a process that was killed
+        for left in (*folder.glob(".*.tmp"), *folder.glob("checkpoints/.*.tmp")):
             left.unlink(missing_ok=True)
         yield
     finally:
         with suppress(FileNotFoundError):  # somebody has removed the folder
             (folder / HOLDER).unlink(missing_ok=True)
-            if [entry.name for entry in folder.iterdir()] == [
-                ".lock"
-            ]:  # nothing was written, so nothing is left
+            # nothing was written, so nothing is left
+            if [entry.name for entry in folder.iterdir()] == [".lock"]:
                 (folder / ".lock").unlink()
                 folder.rmdir()
         lock.release()

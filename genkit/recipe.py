@@ -29,7 +29,7 @@ from torch import Tensor, distributed
 
 from genkit.backbone import ModelOptions
 from genkit.data.base import DATASETS, Codec, Dataset, Shown
-from genkit.errors import GenkitError, Terminated, a, choose
+from genkit.errors import GenkitError, Terminated, a, choose, within
 from genkit.files import free_name, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance, build_guidance
 from genkit.inversion import INVERTERS, Inverter
@@ -125,9 +125,8 @@ def override(config: Any, overrides: Iterable[str], where: str = "") -> Any:
     check_plain(OmegaConf.to_container(config))
     for text in overrides:
         key, equals, _ = text.partition("=")
-        if not equals or not re.fullmatch(
-            r"[^.\[\]]+(\.[^.\[\]]+)*", key
-        ):  # of other keys OmegaConf loses parts
+        named = re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+)*", key)  # of other keys OmegaConf loses parts
+        if not equals or not named:
             raise GenkitError(f"an override is key=value, such as training.steps=500, not '{text}'")
         try:
             given = OmegaConf.from_dotlist([text])
@@ -206,10 +205,8 @@ class Recipe:
             if not isinstance(given, Mapping):
                 raise GenkitError(f"{source}: {key} must be a mapping of options, not {given!r}")
             resolved[key] = resolve_options(options, given, f"{source}: {key}")
-            try:
+            with within(source):
                 options(**resolved[key])
-            except GenkitError as error:
-                raise GenkitError(f"{source}: {error}") from None
         resolved["objective"] = OBJECTIVES.resolve(config["objective"], f"{source}: objective")
         sampling = resolved["sampling"]
         given = [kind for kind in SAMPLERS if sampling[kind] is not None]
@@ -248,7 +245,7 @@ class Recipe:
     def check(self, spec: DataSpec) -> Objective:
         """The model without its weights, built so that options that do not fit the data, or each other, are known
         early."""
-        try:
+        with within(self.source):
             with torch.device("meta"):
                 objective = self.objective(spec)
             sampling, registry = self.config["sampling"], objective.samplers
@@ -257,8 +254,6 @@ class Recipe:
             by_class = objective.conditional or not objective.by_prompt
             objective.check_guidance(build_guidance(sampling["guidance"]), by_class=by_class)
             return objective
-        except GenkitError as error:
-            raise GenkitError(f"{self.source}: {error}") from None
 
     def fingerprint(self, data_hash: str, teacher_hash: str | None = None) -> str:
         """SHA-256 (hex) of what the weights are a function of: recipe, data, teacher, plug-ins that are used."""

@@ -128,6 +128,11 @@ def null_like(y: Tensor) -> Tensor:
     return torch.full_like(y, torch.nan if y.is_floating_point() else -1)
 
 
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ...), to go with rows of `like` (B, ...); a scalar as (1, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
 class View(abc.ABC):
     """How an objective reads data: `encode` to what it models, `decode` back.
 
@@ -287,14 +292,14 @@ class Field:
         if self.kind == "velocity":
             return self.predict(t, x)
         data, noise = self.endpoints(t, x)
-        at = self._at(t)
+        at = self.at(t)
         return at.d_alpha * data + at.d_sigma * noise
 
     def undefined(self, t: Tensor) -> str | None:
         """Why the prediction gives no velocity at t (on the CPU), None where it does."""
         if self.kind == "velocity":
             return None
-        at = self._at(t)
+        at = self.at(t)
         name, value = ("sigma", at.sigma) if self.kind == "data" else ("alpha", at.alpha)
         if float(value) > 1e-6:  # the cosine of a right angle is not quite 0
             return None
@@ -302,7 +307,7 @@ class Field:
 
     def endpoints(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """E[x1 | x_t = x] and E[x0 | x_t = x], from one prediction."""
-        alpha, sigma, d_alpha, d_sigma = self._at(t)
+        alpha, sigma, d_alpha, d_sigma = self.at(t)
         found = self.predict(t, x)
         if self.kind == "velocity":
             det = alpha * d_sigma - sigma * d_alpha
@@ -333,9 +338,9 @@ class Field:
         """grad_x log p_t(x)."""
         if self.no_score is not None:
             raise GenkitError(f"this field has no score: {self.no_score}")
-        return -self.noise(t, x) / self._at(t).sigma
+        return -self.noise(t, x) / self.at(t).sigma
 
-    def _at(self, t: Tensor) -> Coefficients:
+    def at(self, t: Tensor) -> Coefficients:
         if self.coefficients is None:
             raise GenkitError("this field gives velocity only: it comes without a Gaussian-form path")
         return self.coefficients(t)

@@ -182,9 +182,9 @@ class Transformer(nn.Module):
                     "segments and a filled cache do not go together: the cache keeps no segments"
                 )
             mask = segments[:, None, :, None] == segments[:, None, None, :]
-            return (
-                mask & torch.ones(n, n, dtype=torch.bool, device=h.device).tril() if causal else mask
-            ), False
+            if causal:
+                mask = mask & torch.ones(n, n, dtype=torch.bool, device=h.device).tril()
+            return mask, False
         if causal and start and n > 1:
             return torch.ones(n, start + n, dtype=torch.bool, device=h.device).tril(start), False
         return None, causal and n > 1

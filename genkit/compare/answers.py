@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from genkit.compare.evaluate import shown_as
-from genkit.compare.figures import steps_label, tensors
+from genkit.compare.figures import samples_file, steps_label, tensors
 from genkit.compare.pictures import draw_grid
 
 
@@ -35,7 +35,7 @@ def answered(report: Any, out: Path) -> list[Answered]:
     found = []
     for arm, content in report["arms"].items():
         run = content["runs"][0]
-        held, words = tensors(out / run["folder"] / "samples.safetensors"), run.get("texts") or {}
+        held, words = tensors(samples_file(content, out)), run.get("texts") or {}
         point = run["points"][-1]
         name = f"{shown_as(point)}."
         tasks = {

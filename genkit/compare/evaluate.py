@@ -23,7 +23,7 @@ from torch import Tensor
 from genkit.compare.control import Control, controlled
 from genkit.compare.sizes import resized, shown_size
 from genkit.data.base import Dataset
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, within
 from genkit.guidance import Guidance, build_guidance
 from genkit.inversion import INVERTERS, Inverter
 from genkit.metrics import Judge, Scorer
@@ -37,13 +37,8 @@ from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
 
 SHOWN_ROWS, SHOWN_POINTS, SHOWN_PATHS, SHOWN_TEXTS, SHOWN_SOUNDS = 40, 2000, 500, 6, 10
-LIKELIHOOD = (
-    "likelihood",
-    "likelihood_rows",
-    "likelihood_tolerance",
-    "divergence",
-    "probes",
-)  # options of one
+# The options that have an effect on models with a likelihood only.
+LIKELIHOOD = ("likelihood", "likelihood_rows", "likelihood_tolerance", "divergence", "probes")
 SHOWN_PAIRS, PAIRS_FROM = 8, 120  # of each task, among the first so many rows of all
 Progress = Callable[[str], None]
 
@@ -108,7 +103,7 @@ class EvaluationOptions:
         for name in ("probes", "batch_size"):
             if getattr(self, name) < 1:
                 raise GenkitError(f"evaluation: {name} must be positive, not {getattr(self, name)}")
-        try:
+        with within("evaluation"):
             for steps in self.steps if self.solver is not None else ():
                 SOLVERS.build(self.solver, steps=steps)  # a fitted grid has one number of them
             if self.inverter is not None:
@@ -119,8 +114,6 @@ class EvaluationOptions:
             LikelihoodOptions(self.divergence, self.probes, tolerance=self.likelihood_tolerance)
             likelihood = SOLVERS.build(self.likelihood)
             build_guidance(self.guidance)
-        except GenkitError as error:
-            raise GenkitError(f"evaluation: {error}") from None
         if "score" in likelihood.needs:
             raise GenkitError(
                 "evaluation: likelihood needs a solver without noise of its own, such as heun, not "
@@ -162,12 +155,10 @@ class EvaluationOptions:
 
     def judge(self, dataset: Dataset, scorer: Scorer | None = None) -> Judge:
         """Raises GenkitError for more samples than there are real rows, and for sizes that the data have not."""
-        try:
+        with within("evaluation"):
             for size in self.sizes:
                 dataset.resized(size)
             return Judge(dataset, self.samples, seed=self.seed, scorer=scorer)
-        except GenkitError as error:
-            raise GenkitError(f"evaluation: {error}") from None
 
     def check_scorer(self, objective: Objective, spec: DataSpec) -> None:
         """Raises GenkitError for a model that cannot score samples of such data."""
@@ -467,9 +458,6 @@ def sample_in_batches(
     guidance = run.guidance(options.guidance)
     guides = y is not None or prompts is not None or guidance.by_model
 
-    def given(part: Tensor) -> dict[str, Any]:
-        return {} if prompts is None else {"given": prompts[part]}
-
     parts = [
         draw(
             objective,
@@ -478,7 +466,7 @@ def sample_in_batches(
             sampler=sampler,
             guidance=guidance if guides else None,
             generator=noise(run, options, int(part[0])),
-            **given(part),
+            given=None if prompts is None else prompts[part],
         )
         for part in torch.arange(count).split(options.batch_size)
     ]

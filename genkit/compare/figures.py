@@ -54,6 +54,7 @@ INK, SOFT, FAINT = "#1f2328", "#6a737d", "#d9dce0"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
 MARKERS = "osD^vPX*<>h"
 FLOOR = "\0floor"  # among the names of arms
+REAL: dict[str, Any] = {"color": "#9aa1a9", "linewidth": 4, "alpha": 0.45}  # the line of real data
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names are shown as they are
     "font.family": "DejaVu Sans",
@@ -175,9 +176,8 @@ def _by_evaluations(
     if not handles:
         return {}
     if floor is not None and floor > 0:
-        grey: dict[str, Any] = {"color": "#9aa1a9", "linewidth": 4, "alpha": 0.45}
-        ax.axhline(floor, **grey, zorder=1)
-        handles[FLOOR] = Line2D([], [], **grey, label="floor: real data")
+        ax.axhline(floor, **REAL, zorder=1)
+        handles[FLOOR] = Line2D([], [], **REAL, label="floor: real data")
     ax.set_xscale("log", base=2)
     plain_ticks(ax.xaxis, FixedLocator(_apart(ticks)))
     if ax.dataLim.y1 > 4 * ax.dataLim.y0:
@@ -345,6 +345,11 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
         raise GenkitError(f"{path} is corrupt: {error}") from None
 
 
+def samples_file(arm: Json, out: Path) -> Path:
+    """What is shown of an arm, of its first seed."""
+    return out / arm["runs"][0]["folder"] / "samples.safetensors"
+
+
 def _shown(arm: Json, held: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
     """(caption, samples) of the first seed at 1, 2, 4, 8, 32 steps; where there are none, at six."""
     points = [point for point in arm["runs"][0]["points"] if shown_as(point) in held]
@@ -355,7 +360,7 @@ def _shown(arm: Json, held: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndar
 def _blocks(report: Json, out: Path) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:
     """(arm, what is shown of it) of arms that have samples."""
     for name, arm in report["arms"].items():
-        shown = _shown(arm, tensors(out / arm["runs"][0]["folder"] / "samples.safetensors"))
+        shown = _shown(arm, tensors(samples_file(arm, out)))
         if shown:
             yield name, shown
 
@@ -508,7 +513,7 @@ def trajectories(report: Json, out: Path) -> Figure | None:
     """
     paths = {}
     for name, arm in report["arms"].items():
-        held = tensors(out / arm["runs"][0]["folder"] / "samples.safetensors").get("trajectory")
+        held = tensors(samples_file(arm, out)).get("trajectory")
         if held is not None and held.ndim == 3 and held.shape[-1] == 2 and len(held) > 1:
             paths[name] = held[:, :160]
     if not paths:
@@ -548,7 +553,7 @@ def sizes(report: Json, out: Path) -> Figure | None:
         return None
     heads: list[Head] = []
     for name, arm in report["arms"].items():
-        held = tensors(out / arm["runs"][0]["folder"] / "samples.safetensors")
+        held = tensors(samples_file(arm, out))
         own = held[shown_as(arm["runs"][0]["points"][-1])]
         lines = [(f"size {own.shape[-1] if len(spec) == 3 else own.shape[1]}", own)]
         for entry in arm["runs"][0]["sizes"]:
@@ -606,7 +611,7 @@ def control(report: Json, out: Path) -> Figure | None:
     """What particles make of each energy: a row of images, or a panel of points, for each control of each arm."""
     blocks = []
     for name, arm in report["arms"].items():
-        held = tensors(out / arm["runs"][0]["folder"] / "samples.safetensors")
+        held = tensors(samples_file(arm, out))
         entries = enumerate(arm["runs"][0].get("control") or ())
         shown = [
             (entry["words"].replace(", ", ",\n"), held[shown_control(i)])

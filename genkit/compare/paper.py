@@ -19,7 +19,7 @@ from rich.text import Text
 from genkit.compare.numbers import Json, Stat, stat
 from genkit.compare.report import print_columns, reasons, verdict_rows
 from genkit.compare.runner import Comparison
-from genkit.errors import GenkitError, choose
+from genkit.errors import GenkitError, choose, within
 from genkit.metrics import METRICS
 from genkit.recipe import read_yaml
 from genkit.registry import resolve_options
@@ -144,10 +144,8 @@ def load(path: Path, overrides: Iterable[str] = ()) -> tuple[Comparison, dict[st
     comparison = Comparison.load(path, [*overrides, *alone])
     entries = expectations(comparison)
     for name, entry in entries.items():
-        try:
+        with within(f"{path}: expected.{name}"):
             check(name, entry, comparison)
-        except GenkitError as error:
-            raise GenkitError(f"{path}: expected.{name}: {error}") from None
     return comparison, entries
 
 
@@ -163,10 +161,9 @@ def expectations(comparison: Comparison) -> dict[str, Expected]:
             raise GenkitError(
                 f"{where} must be a mapping such as {{ours: 1.5, tolerance: 0.2}}, not {options!r}"
             )
-        try:
-            entries[name] = Expected(**resolve_options(Expected, options, where))
-        except GenkitError as error:
-            raise GenkitError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+        resolved = resolve_options(Expected, options, where)
+        with within(where):
+            entries[name] = Expected(**resolved)
     return entries
 
 

@@ -24,7 +24,7 @@ from rich.text import Text
 import genkit
 from genkit.compare.answers import Answered, answered, wav
 from genkit.compare.evaluate import shown_as
-from genkit.compare.figures import looks, save_figures, steps_label, tensors, unmasker_looks
+from genkit.compare.figures import looks, samples_file, save_figures, steps_label, tensors, unmasker_looks
 from genkit.compare.numbers import (
     CLOSE,
     ENTROPY,
@@ -154,6 +154,10 @@ class Rows(NamedTuple):
     arms: dict[str, list[Cell]]
     groups: list[tuple[str, int]] | None = None
     real: list[Cell] | None = None
+
+    def lines(self) -> dict[str, list[Cell]]:
+        """The rows by name, that of real data last."""
+        return self.arms | ({"real data": self.real} if self.real else {})
 
 
 def by_evaluations(report: Json, cells: Mapping[str, Mapping[int, Cell]], real: float | None = None) -> Rows:
@@ -436,21 +440,21 @@ def markdown(report: Json) -> str:
     """The main table in Markdown, and that of generative perplexity."""
     quality, rest = main_rows(report)
     heads = [*(f"at {head}" for head in quality.heads), *rest.heads]
-    lines = [f"**{md(report['name'])}**: {md(main_title(report))}", "", md_row(["arm", *heads])]
-    lines.append(md_row(["---", *["---:"] * len(heads)]))
-    for name, cells in quality.arms.items():
-        texts = (f"**{cell}**" if cell.best else md(cell) for cell in [*cells, *rest.arms[name]])
-        lines.append(md_row([md(name), *texts]))
+    arms = {name: [*cells, *rest.arms[name]] for name, cells in quality.arms.items()}
+    lines = [f"**{md(report['name'])}**: {md(main_title(report))}", "", *md_table(heads, arms)]
     lines += ["", main_note(report), ""]
     if judged := perplexity_rows(report):
         heads = [f"at {head}" for head in judged.heads]
-        lines += [f"**{md(perplexity_title(report))}**", "", md_row(["arm", *heads])]
-        lines.append(md_row(["---", *["---:"] * len(heads)]))
-        real = {"real data": judged.real} if judged.real else {}
-        for name, cells in [*judged.arms.items(), *real.items()]:
-            lines.append(md_row([md(name), *map(md, cells)]))
-        lines.append("")
+        lines += [f"**{md(perplexity_title(report))}**", "", *md_table(heads, judged.lines()), ""]
     return "\n".join(lines)
+
+
+def md_table(heads: Sequence[str], arms: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """A row for each arm, the best of a column in bold."""
+    lines = [md_row(["arm", *heads]), md_row(["---", *["---:"] * len(heads)])]
+    for name, cells in arms.items():
+        lines.append(md_row([md(name), *(f"**{cell}**" if cell.best else md(cell) for cell in cells)]))
+    return lines
 
 
 def md(text: object) -> str:
@@ -474,8 +478,7 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
         print_columns(console, title, "arm", rows.heads, rows.arms)
         console.print()
     if judged := perplexity_rows(report):
-        real = {"real data": judged.real} if judged.real else {}
-        print_columns(console, perplexity_title(report), "arm", judged.heads, {**judged.arms, **real})
+        print_columns(console, perplexity_title(report), "arm", judged.heads, judged.lines())
         console.print()
     if report["data"].get("tasks"):
         for name, arm in report["arms"].items():
@@ -582,7 +585,7 @@ def sounds(report: Json, out: Path) -> list[Block]:
 
     blocks = []
     for name, arm in report["arms"].items() if rate else ():
-        path = out / arm["runs"][0]["folder"] / "samples.safetensors"
+        path = samples_file(arm, out)
         points = [point for point in arm["runs"][0]["points"] if f"{shown_as(point)}.sounds" in tensors(path)]
         blocks.append(Block(name, [(steps_label(p), heard(path, shown_as(p))) for p in spread(points)]))
     blocks = [block for block in blocks if block.lines]

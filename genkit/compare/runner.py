@@ -33,11 +33,11 @@ from genkit.compare.evaluate import (
     showing,
 )
 from genkit.data.base import Dataset
-from genkit.errors import GenkitError, choose
+from genkit.errors import GenkitError, choose, within
 from genkit.files import check_links, free_name, write_atomically, write_json, write_text
 from genkit.guidance import build_guidance
 from genkit.metrics import Judge, in_turn
-from genkit.metrics.extractor import PINNED, pinned
+from genkit.metrics.extractor import pinned, pinned_hash
 from genkit.objectives import Objective
 from genkit.particles.base import has_energy
 from genkit.processes import HOLDER, locked, meet, rank
@@ -110,6 +110,7 @@ class Comparison:
             raise GenkitError(f"{source}: '{name}' cannot be a name: it becomes a folder")
         comparison = cls(name, config, arms, evaluation, source)
         comparison.options()
+        comparison.check_names()
         comparison.ordered()
         return comparison
 
@@ -126,8 +127,7 @@ class Comparison:
         return Recipe.resolve(config, source)
 
     def ordered(self) -> list[str]:
-        """The arms, teachers before their students. Raises GenkitError for a circle, an unknown teacher and an unknown
-        scorer."""
+        """The arms, teachers before their students. Raises GenkitError for a circle."""
         teachers = {arm: self.recipe(arm, 0).teacher for arm in self.arms}
         order: list[str] = []
         while waiting := [arm for arm in self.arms if arm not in order]:
@@ -135,27 +135,24 @@ class Comparison:
             if not ready:
                 raise GenkitError(f"{self.source}: the arms {', '.join(waiting)} are each other's teachers")
             order += ready
-        for arm, teacher in teachers.items():
-            if teacher is not None and teacher not in self.arms and not Path(teacher).is_dir():
-                raise GenkitError(
-                    f"{self.source}: arms.{arm}: {choose(teacher, self.arms, 'arm or run folder')}"
-                )
-        scorer = self.options().scorer
-        if scorer is not None and scorer not in self.arms and not Path(scorer).is_dir():
-            error = choose(scorer, self.arms, "arm or run folder")
-            raise GenkitError(f"{self.source}: evaluation: scorer: {error}")
+        return order
+
+    def check_names(self) -> None:
+        """Raises GenkitError for a teacher or a scorer that is neither an arm nor a folder, and for unknown arms."""
+        options = self.options()
+        models = {f"arms.{arm}": self.recipe(arm, 0).teacher for arm in self.arms}
+        for where, name in {**models, "evaluation: scorer": options.scorer}.items():
+            if name is not None and name not in self.arms and not Path(name).is_dir():
+                raise GenkitError(f"{self.source}: {where}: {choose(name, self.arms, 'arm or run folder')}")
         for key in ("unmaskers_on", "control_on"):
-            for arm in getattr(self.options(), key) or ():
+            for arm in getattr(options, key) or ():
                 if arm not in self.arms:
                     raise GenkitError(f"{self.source}: evaluation: {key}: {choose(arm, self.arms, 'arm')}")
-        return order
 
     def options(self) -> EvaluationOptions:
         """Raises GenkitError for values that cannot be."""
-        try:
+        with within(self.source):
             return EvaluationOptions(**self.evaluation)
-        except GenkitError as error:
-            raise GenkitError(f"{self.source}: {error}") from None
 
     def dataset(self) -> Dataset:
         """The data of all arms. Raises GenkitError where they have not one data set in common."""
@@ -174,23 +171,24 @@ class Comparison:
         options.judge(dataset)
         objectives = {arm: self._built(self.recipe(arm, 0), spec, options.on(arm)) for arm in self.arms}
         folders: dict[str, Run] = {}
+
+        def named(name: str) -> Objective:
+            """That of an arm, else of a run folder."""
+            if name in objectives:
+                return objectives[name]
+            if name not in folders:
+                folders[name] = load(name)
+            return folders[name].objective
+
         for arm, objective in objectives.items():
-            name, teacher = self.recipe(arm, 0).teacher, None
-            if name is not None and name not in self.arms:
-                folders[name] = load(name)
-            if name is not None:
-                teacher = objectives[name] if name in self.arms else folders[name].objective
-            try:
-                objective.check_teacher(teacher)
-            except GenkitError as error:
-                raise GenkitError(f"{self.source}: arms.{arm}: {error}") from None
-        if (name := options.scorer) is not None:
-            if name not in self.arms:
-                folders[name] = load(name)
-            try:
-                options.check_scorer(objectives[name] if name in self.arms else folders[name].objective, spec)
-            except GenkitError as error:
-                raise GenkitError(f"{self.source}: {error}") from None
+            teacher = self.recipe(arm, 0).teacher
+            model = None if teacher is None else named(teacher)
+            with within(f"{self.source}: arms.{arm}"):
+                objective.check_teacher(model)
+        if options.scorer is not None:
+            model = named(options.scorer)
+            with within(self.source):
+                options.check_scorer(model, spec)
         return folders
 
     def _built(self, recipe: Recipe, spec: DataSpec, options: EvaluationOptions) -> Objective:
@@ -201,7 +199,7 @@ class Comparison:
             raise GenkitError(
                 f"{recipe.source}: the objective '{name}' makes no samples to compare: train it by itself"
             )
-        try:
+        with within(recipe.source):
             guidance = build_guidance(options.guidance)
             if objective.conditional or guidance.by_model:
                 objective.check_guidance(guidance)
@@ -212,8 +210,6 @@ class Comparison:
                     objective.check_sampler(SOLVERS.build(options.likelihood))
             for control in options.controls() if has_energy(objective) else ():
                 control.check(objective)
-        except GenkitError as error:
-            raise GenkitError(f"{recipe.source}: {error}") from None
         return objective
 
 
@@ -269,7 +265,7 @@ def compare(
             **names_of_samplers(runs.values(), options),
             "samples": judge.count,
             "extractor": pinned(dataset.spec),
-            "extractor_hash": PINNED.get(pinned(dataset.spec) or ""),
+            "extractor_hash": pinned_hash(dataset.spec),
         },
         "metrics": judge.about(),
         "floor": judge.floors(),
@@ -409,11 +405,11 @@ def evaluated(
     plain["scorer"] = judge.scorer.hash if judge.scorer else None  # its hash says who it is
     if (guide := run.guidance(options.guidance).guide) is not None:
         plain["guide"] = tensors_hash(guide.state_dict())
-    extractor = PINNED.get(pinned(run.spec) or "")
+    extractor = pinned_hash(run.spec)
     plugins = plugins_behind({*judge.names, *names_in(plain)})
     made_from = [run.hash, run.dataset.hash, plain, extractor, judge.names, plugins, sources()]
     for spec in (run.dataset.resized(size).spec for size in options.sizes):
-        made_from.append(PINNED.get(pinned(spec) or ""))
+        made_from.append(pinned_hash(spec))
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     of = "" if run.checkpoint is None else f"_{run.checkpoint}"
     path, samples = run.folder / f"evaluation{of}.json", run.folder / f"samples{of}.safetensors"

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator
 from torch import Tensor
 
-from genkit.compare.figures import DPI, looks_of, plain_ticks, styled
+from genkit.compare.figures import DPI, REAL, SOFT, looks_of, plain_ticks, styled
 from genkit.compare.numbers import Json, capital, listed, number
 from genkit.compare.report import md, md_row
 from genkit.errors import GenkitError
@@ -446,13 +446,15 @@ def draw_solvers(report: Json) -> Figure | None:
     fig = figure(
         report, len(groups), 2.6, f"{report['data']}, on {listed(grids)}" if grids else report["data"]
     )
+    reference: dict[str, Any] = {"color": SOFT, "linewidth": 1, "linestyle": (0, (4, 3))}
+    others: dict[str, Any] = {"color": "#d5d9de", "linewidth": 0.8}
     rows = {"height_ratios": [0.07 * max(map(len, groups.values())), 1, 1]}
     keys, *axes = fig.subplots(3, len(groups), sharey="row", sharex="row", squeeze=False, gridspec_kw=rows)
     for column, (title, curves) in enumerate(sorted(groups.items())):
         look = looks_of(curve["solver"] for curve in curves)
         for ax, x in zip((axes[0][column], axes[1][column]), ("nfe", "seconds"), strict=True):
             for curve in first.values():
-                plot(ax, curve, x, "metric", color="#d5d9de", linewidth=0.8, zorder=1)
+                plot(ax, curve, x, "metric", **others, zorder=1)
             for curve in curves:
                 chosen = look[curve["solver"]]
                 plot(ax, curve, x, "metric", color=chosen.colour, marker=chosen.marker, zorder=4)
@@ -460,10 +462,8 @@ def draw_solvers(report: Json) -> Figure | None:
                     ax.vlines(
                         point[x], min(point["metrics"]), max(point["metrics"]), color=chosen.colour, alpha=0.5
                     )
-            ax.axhline(report["floor"], color="#9aa1a9", linewidth=4, alpha=0.45, zorder=1)
-            ax.axhline(
-                report["reference"]["metric"], color="#6a737d", linewidth=1, linestyle=(0, (4, 3)), zorder=2
-            )
+            ax.axhline(report["floor"], **REAL, zorder=1)
+            ax.axhline(report["reference"]["metric"], **reference, zorder=2)
             ax.set_xlabel(
                 "Network evaluations" if x == "nfe" else f"Seconds for {report['options']['samples']} samples"
             )
@@ -478,16 +478,9 @@ def draw_solvers(report: Json) -> Figure | None:
     finish(axes[0], [1, 2, 4, 8, 16, 32, 64, 256, 1024])
     finish(axes[1], None)
     marks = [
-        Line2D([], [], color="#9aa1a9", linewidth=4, alpha=0.45, label="real data"),
-        Line2D(
-            [],
-            [],
-            color="#6a737d",
-            linewidth=1,
-            linestyle=(0, (4, 3)),
-            label=f"reference, {report['reference']['nfe']} evaluations",
-        ),
-        Line2D([], [], color="#d5d9de", linewidth=0.8, label="the other solvers"),
+        Line2D([], [], **REAL, label="real data"),
+        Line2D([], [], **reference, label=f"reference, {report['reference']['nfe']} evaluations"),
+        Line2D([], [], **others, label="the other solvers"),
     ]
     fig.legend(handles=marks, loc="outside lower left", ncols=3)
     return fig

@@ -16,6 +16,7 @@ from torch import Tensor
 from genkit.couplings.base import COUPLINGS, Coupling
 from genkit.errors import GenkitError
 from genkit.memory import check_memory
+from genkit.processes import parts
 from genkit.randomness import RankGenerator, keyed_generator, sample_like
 from genkit.types import Generator, Pair
 
@@ -52,13 +53,9 @@ class BatchCoupling(Coupling):
     ) -> Pair:
         x0 = self.source.sample(x1, generator=generator)
         n, first, all_x1, all_x0, all_y = len(x1), 0, x1, x0, y
-        if (
-            self.scope == "global"
-            and dist.is_available()
-            and dist.is_initialized()
-            and dist.get_world_size() > 1
-        ):
-            first = n * dist.get_rank()
+        index_of, count = parts()
+        if self.scope == "global" and count > 1:
+            first = n * index_of
             all_x1, all_x0, all_y = gather(x1), gather(x0), None if y is None else gather(y)
             generator = shared(generator)
         if len(all_x1) == 1:

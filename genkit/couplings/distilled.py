@@ -62,7 +62,7 @@ class Distilled(Coupling):
             raise GenkitError(f"distilled: noise must not be negative, not {noise}")
         if not 0 <= spread <= 1:
             raise GenkitError(f"distilled: spread must be from 0 to 1, not {spread}")
-        self.teacher_name, self.noise, self.endpoint, self.rescale = teacher, noise, endpoint, rescale
+        self.noise, self.endpoint, self.rescale = noise, endpoint, rescale
         if copies < 1 or (copies > 1 and cache is None):
             raise GenkitError(f"distilled: copies are those that a cache keeps, at least 1, not {copies}")
         self.spread, self.cache, self.copies = spread, cache, copies

@@ -20,8 +20,8 @@ class OptimalTransport(BatchCoupling):
 
     solver: `scipy` or `pot` (exact, on the CPU), `torch` (an auction, on the device of the data, with a mean cost
         within 1e-7 of the spread of costs), `auto` for the fastest exact one, see `genkit.couplings.assignment`.
-    scope: `global` to plan for the whole batch of a distributed run, `rank` for each process's part. In either case
-        training.accumulate plans within each of its parts.
+    scope: of distributed runs: `rank` plans within each process's part of the batch, `global` over all of it. With
+        training.accumulate, either plans within each accumulated part.
     Raises GenkitError for costs that do not fit in memory and data that are not finite.
     """
 
@@ -34,7 +34,7 @@ class OptimalTransport(BatchCoupling):
 
 
 def alike(x1: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """Both centred, at a common scale, with the same best permutations, which take less time to find.
+    """x1 and x0, centred and brought to one scale: the best permutation stays the same, and is found faster.
 
     |a / s - b s|^2 = |a|^2 / s^2 + |b|^2 s^2 - 2 a.b, and only the last term depends on who goes with whom.
     """

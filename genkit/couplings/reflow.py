@@ -34,7 +34,7 @@ class Reflow(Coupling):
     needs_teacher = True
 
     def __init__(self, teacher: str | None = None, solver: str | Mapping[str, Any] = "heun") -> None:
-        self.teacher_name, self.solver = teacher, solver
+        self.solver = solver
 
     def check_teacher(self, teacher: Any) -> None:
         super().check_teacher(teacher)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.registry import Registry
-from genkit.types import null_like
+from genkit.types import null_like, per_row
 
 Affine = tuple[Tensor, Tensor]  # log-scale a, shift mu
 Predictor = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # f(t, x, y) -> prediction
@@ -104,7 +104,7 @@ class Guided:
         else:
             twice = t.repeat(2) if t.ndim else t
             conditional, weak = self.predict(twice, torch.cat((x, x)), self.both).chunk(2)
-        return guidance.combine(conditional, weak, t.reshape(-1, *[1] * (weak.ndim - 1)) if t.ndim else t)
+        return guidance.combine(conditional, weak, per_row(t, weak) if t.ndim else t)
 
 
 def no_guide(guidance: Guidance) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from genkit.errors import GenkitError
 from genkit.guidance.base import GUIDANCES, Predicted
 from genkit.guidance.classifier_free import Linear
+from genkit.types import per_row
 
 
 @GUIDANCES.register("ratio_aware")
@@ -36,4 +37,4 @@ class RatioAware(Linear):
         size, had = (v.flatten(1).norm(dim=1) for v in (change, unconditional))
         rho = torch.where(size > 0, size / had, 0.0).clamp_max(torch.finfo(size.dtype).max)
         excess = (self.scale - 1) * torch.exp(-self.decay * rho)
-        return conditional + excess.reshape(-1, *[1] * (change.ndim - 1)) * change
+        return conditional + per_row(excess, change) * change

@@ -10,6 +10,7 @@ from torch import Tensor
 from genkit.errors import GenkitError
 from genkit.guidance.base import GUIDANCES, Predicted
 from genkit.guidance.classifier_free import Linear
+from genkit.types import per_row
 
 
 @GUIDANCES.register("rescaled")
@@ -33,4 +34,4 @@ class Rescaled(Linear):
         found = super().combine(conditional, unconditional, t)
         kept, had = (v.flatten(1).std(1, correction=0) for v in (conditional, found))
         factor = torch.where(had > 0, kept / had, 1.0)
-        return found * (1 + self.phi * (factor - 1)).reshape(-1, *[1] * (found.ndim - 1))
+        return found * per_row(1 + self.phi * (factor - 1), found)

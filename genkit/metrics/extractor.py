@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +25,37 @@ from genkit.errors import GenkitError, choose
 from genkit.types import DataSpec
 
 WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Pinned(NamedTuple):
+    """How an extractor was trained, and the SHA-256 of its weights."""
+
+    data: dict[str, Any]
+    epochs: int
+    hash: str
+
+
 PINNED = {
-    "digits": "65735ec524133d244176e03c1a8e5924bcc4bff9becf1de426653c6723d9be1d",
-    "fashion_mnist": "495bee175e97de1e2ff82273cd15cde3e7ebd2e2d71c8958c4bd7650d93a7ad3",
-    "photo_patches_1_16_16": "4448b6a070bd87dff3a8d84618dbe21529ed69fcbd18cef3fcc3f4bb863bb775",
-    "photo_patches_1_32_32": "be19d17bbf2d75b7150247463b638087c79cccac356265b4864db8a291f814c8",
-    "spoken_digits": "40637bb5257c4da3d7c379edb7a7824a1237999f20d833b9b86120e6f2f7644c",
+    "digits": Pinned(
+        {"name": "digits"}, 40, "65735ec524133d244176e03c1a8e5924bcc4bff9becf1de426653c6723d9be1d"
+    ),
+    "fashion_mnist": Pinned(
+        {"name": "fashion_mnist"}, 6, "495bee175e97de1e2ff82273cd15cde3e7ebd2e2d71c8958c4bd7650d93a7ad3"
+    ),
+    "photo_patches_1_16_16": Pinned(
+        {"name": "photo_patches", "size": 16},
+        6,
+        "4448b6a070bd87dff3a8d84618dbe21529ed69fcbd18cef3fcc3f4bb863bb775",
+    ),
+    "photo_patches_1_32_32": Pinned(
+        {"name": "photo_patches", "size": 32},
+        6,
+        "be19d17bbf2d75b7150247463b638087c79cccac356265b4864db8a291f814c8",
+    ),
+    "spoken_digits": Pinned(
+        {"name": "spoken_digits"}, 16, "40637bb5257c4da3d7c379edb7a7824a1237999f20d833b9b86120e6f2f7644c"
+    ),
 }
-EPOCHS = {
-    "digits": 40,
-    "fashion_mnist": 6,
-    "photo_patches_1_16_16": 6,
-    "photo_patches_1_32_32": 6,
-    "spoken_digits": 16,
-}
-# Data that are not those of the extractor's name.
-DATA = {f"photo_patches_1_{size}_{size}": {"name": "photo_patches", "size": size} for size in (16, 32)}
 BLOCK = 1024  # rows that go through the network at once
 WINDOW, HOP, BANDS = 256, 160, 32  # of a sound's spectrogram: samples, and bands of equal width
 
@@ -115,6 +131,12 @@ def pinned(spec: DataSpec) -> str | None:
     return next((name for name in names if name in PINNED), None)
 
 
+def pinned_hash(spec: DataSpec) -> str | None:
+    """The SHA-256 of that extractor's weights."""
+    name = pinned(spec)
+    return None if name is None else PINNED[name].hash
+
+
 def load_extractor(name: str) -> Extractor:
     """The pinned extractor of a data set, frozen and in evaluation mode.
 
@@ -133,9 +155,9 @@ def load_extractor(name: str) -> Extractor:
     except OSError as error:
         raise GenkitError(f"the weights of the extractor for '{name}' cannot be read: {error}") from error
     found = hashlib.sha256(content).hexdigest()
-    if found != PINNED[name]:
+    if found != PINNED[name].hash:
         raise GenkitError(
-            f"{path} is not the pinned extractor: SHA-256 {found}, not {PINNED[name]}; restore it"
+            f"{path} is not the pinned extractor: SHA-256 {found}, not {PINNED[name].hash}; restore it"
         )
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["extractor"])
@@ -215,8 +237,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # sums in one order
     torch.use_deterministic_algorithms(True)
-    data = DATASETS.build(DATA.get(options.data, options.data))
-    extractor = train_extractor(data, EPOCHS[options.data])
+    chosen = PINNED[options.data]
+    data = DATASETS.build(chosen.data)
+    extractor = train_extractor(data, chosen.epochs)
     path = options.out or WEIGHTS / f"{options.data}.safetensors"
     digest = save_extractor(extractor, data, path)
     print(f"{path}: test accuracy {extractor.accuracy:.4f}, SHA-256 {digest}")

@@ -15,17 +15,11 @@ from genkit.guidance import GUIDANCES, Guidance
 from genkit.guidance.base import Predicted, no_guide
 from genkit.randomness import sample_like
 from genkit.registry import Registry
-from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample, Source, View, null_like
+from genkit.types import Batch, DataSpec, Generator, Kind, LogProb, Sample, Source, View, null_like, per_row
 
 T = TypeVar("T", bound="Objective")
-SAME = (
-    "shape",
-    "levels",
-    "classes",
-    "condition",
-    "tokenizer",
-    "fixed",
-)  # what a teacher's data must have alike
+# What a teacher's data must have alike.
+SAME = ("shape", "levels", "classes", "condition", "tokenizer", "fixed")
 
 
 class Objective(nn.Module, abc.ABC):
@@ -184,7 +178,7 @@ class Objective(nn.Module, abc.ABC):
         if y is None or not self.conditional:
             return None
         dropped = sample_like(torch.rand, y.float(), generator, (len(y),)) < self.label_dropout
-        return torch.where(dropped.reshape(-1, *[1] * (y.ndim - 1)), null_like(y), y)
+        return torch.where(per_row(dropped, y), null_like(y), y)
 
     def labels(
         self, n: int, y: Tensor | None, guidance: Guidance | None = None, *, log_prob: bool = False

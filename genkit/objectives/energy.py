@@ -32,7 +32,7 @@ from genkit.objectives.likelihood import Divergence, Gradient, Probe
 from genkit.paths import Path, Times
 from genkit.randomness import keyed_generator
 from genkit.solvers import Solver
-from genkit.types import Batch, DataSpec, Generator, LogProb, Pair
+from genkit.types import Batch, DataSpec, Generator, LogProb, Pair, per_row
 
 ROWS = 4096  # at most so many rows are read to measure the size of the data
 LAST = 0.99  # at t=1 itself an energy is infinite
@@ -181,7 +181,7 @@ class Energy(Flow):
 
     def scales(self, t: Tensor, x: Tensor) -> Scales:
         """At t, scalar or (B,), each broadcast to x (B, ...)."""
-        t = t.to(x.dtype).expand(len(x)).reshape(-1, *[1] * (x.ndim - 1))
+        t = per_row(t.to(x.dtype).expand(len(x)), x)
         alpha, sigma, d_alpha, d_sigma = self.path.coefficients(t)
         variance = (alpha * self.scale).square() + sigma.square()
         a = (alpha * d_alpha * self.scale.square() + sigma * d_sigma) / variance

@@ -8,7 +8,6 @@ How the latter is computed is in `genkit.objectives.likelihood`.
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -76,9 +75,9 @@ class Flow(Objective):
         """The outputs in the shape of x (B, ...)."""
         return self.tokens.join(self.outputs(t, x, y))
 
-    @abc.abstractmethod
     def predict(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         """What the model predicts (B, ...): t scalar or (B,), x (B, ...), y classes or conditions, or the null."""
+        return self.network(t, x, y)
 
     def field(self, y: Tensor | None = None, guidance: Guidance | None = None) -> Field:
         """The prediction for classes or conditions y as a field that solvers take, with what else is valid for it."""

@@ -1,4 +1,4 @@
-"""Flow matching: regress the velocity of the path between coupled source and data samples, or its data, or its noise.
+"""Flow matching: regress the velocity of a path between coupled source and data samples, or its end x1 or x0.
 
     (x0, x1) ~ coupling,  t ~ times,  x_t, u_t = path(x0, x1, t)
     loss = E | f(t, x_t, y) - target |^2,   target: u_t for the velocity, x1 for the data, x0 for the noise
@@ -30,10 +30,13 @@ from genkit.types import Batch, DataSpec, Generator, Pair, Rows, StandardNormal
 class FlowMatching(Flow):
     """Flow matching over any coupling and path.
 
+    coupling: which source sample goes with which data row. path: where a pair is at time t. times: how t is drawn.
     prediction: what the network gives; on a Gaussian-form path each gives the others (see `Field`). `data` gives no
         velocity at t=1, so it is sampled with solvers of data prediction, such as dpmpp, and has no likelihood;
         `noise` needs a path that is not all noise at t=0, such as variance_preserving.
     source: a 2-D density as the distribution at t=0; null for the standard normal.
+    conditional: whether the network is told the class or condition; label_dropout: how often it is not, in training,
+        so that it can be guided.
     noise, sigma: how data are read (see `Continuous`).
     """
 
@@ -127,9 +130,6 @@ class FlowMatching(Flow):
     @property
     def setup_rows(self) -> int:
         return self.coupling.setup_rows
-
-    def predict(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.network(t, x, y)
 
     @property
     def no_score(self) -> str | None:

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from genkit.particles.sampler import FeynmanKac
 
 Evaluation = tuple[Tensor, Tensor]  # log-density (N,) in float64, and its gradient (N, ...)
-Progress = Callable[
-    [int, int, float, int], None
-]  # steps done, steps foreseen, effective particles, resamplings
+# steps done, steps foreseen, effective particles, resamplings
+Progress = Callable[[int, int, float, int], None]
 LogDensity = Callable[[Tensor, Tensor], Evaluation]  # t, x (N, ...)
 
 
@@ -219,8 +218,3 @@ def differentiated(log_density: Callable[[Tensor, Tensor], Tensor]) -> LogDensit
 def denoised(x: Tensor, gradient: Tensor, alpha: Any, sigma: Any, target: Target) -> Tensor:
     """E[x1 | x_t = x] for one model; for others that of a density as narrow: (x + sigma^2 / c grad log pi) / alpha."""
     return (x + sigma**2 / target.exponent * gradient) / alpha
-
-
-def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, ...), to multiply rows of `like` (N, ...)."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))

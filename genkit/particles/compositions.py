@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.particles.base import TARGETS, Evaluation, Progress, Target, per_row
-from genkit.types import Generator
+from genkit.particles.base import TARGETS, Evaluation, Progress, Target
+from genkit.types import Generator, per_row
 
 if TYPE_CHECKING:
     from genkit.particles.sampler import FeynmanKac

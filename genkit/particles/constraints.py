@@ -11,7 +11,8 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.objectives.rewards import REWARDS, Reward
-from genkit.particles.base import TARGETS, Evaluation, Target, denoised, differentiated, per_row
+from genkit.particles.base import TARGETS, Evaluation, Target, denoised, differentiated
+from genkit.types import per_row
 
 
 @TARGETS.register("bounded")

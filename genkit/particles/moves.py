@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.particles.base import Cloud, Evaluation, per_row
+from genkit.particles.base import Cloud, Evaluation
 from genkit.randomness import sample_like
 from genkit.registry import Registry
-from genkit.types import Generator
+from genkit.types import Generator, per_row
 
 
 class Move(abc.ABC):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genkit.registry import Registry
-from genkit.types import Coefficients, Generator, Point
+from genkit.types import Coefficients, Generator, Point, per_row
 
 
 class Path(abc.ABC):
@@ -29,9 +29,7 @@ class Path(abc.ABC):
 
     def __call__(self, x0: Tensor, x1: Tensor, t: Tensor, *, generator: Generator = None) -> Point:
         """x0, x1 (B, ...), t (B,) or scalar."""
-        if t.ndim:
-            t = t.reshape(-1, *[1] * (x1.ndim - 1))
-        alpha, sigma, d_alpha, d_sigma = self.coefficients(t)
+        alpha, sigma, d_alpha, d_sigma = self.coefficients(per_row(t, x1) if t.ndim else t)
         return Point(alpha * x1 + sigma * x0, d_alpha * x1 + d_sigma * x0)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from genkit.errors import GenkitError
 from genkit.paths.base import PATHS, Path
 from genkit.randomness import sample_like
-from genkit.types import Coefficients, Generator, Point
+from genkit.types import Coefficients, Generator, Point, per_row
 
 FLOOR = 1e-4  # of t (1 - t) where it is divided by
 
@@ -46,7 +46,7 @@ class Bridge(Path):
 
     def __call__(self, x0: Tensor, x1: Tensor, t: Tensor, *, generator: Generator = None) -> Point:
         if t.ndim:
-            t = t.reshape(-1, *[1] * (x1.ndim - 1))
+            t = per_row(t, x1)
         noise = sample_like(torch.randn, x1, generator)
         product = t * (1 - t)
         root = product.clamp_min(FLOOR).sqrt()

@@ -82,16 +82,17 @@ class Solver(abc.ABC):
 
     def lacks(self, field: Velocity) -> str | None:
         """Why this field cannot be solved, for want of what the method needs; None where it can."""
-        if not (missing := self.needs - gives(field)):
+        field = as_field(field)
+        if not (missing := self.needs - field.gives):
             return None
-        why = f" ({field.no_score})" if isinstance(field, Field) and "score" in missing else ""
+        why = f" ({field.no_score})" if "score" in missing else ""
         return (
             f"{SOLVERS.name_of(self)} needs {', '.join(sorted(missing))}, which this field cannot give{why}"
         )
 
     def times(self, field: Velocity | None = None) -> Tensor:
         """The times at which the steps of this field begin and end: 0 first, 1 last."""
-        return self.grid.times(self.steps, field.coefficients if isinstance(field, Field) else None)
+        return self.grid.times(self.steps, None if field is None else as_field(field).coefficients)
 
     def solve(
         self,
@@ -107,8 +108,9 @@ class Solver(abc.ABC):
         Raises GenkitError for a field that cannot give what the method needs, and for times that are fewer
         than two or not strictly monotone.
         """
+        field = as_field(field)
         if why := self.lacks(field):
-            able = [name for name in SOLVERS.names() if SOLVERS.get(name).needs <= gives(field)]
+            able = [name for name in SOLVERS.names() if SOLVERS.get(name).needs <= field.gives]
             raise GenkitError(f"{why}; these can be used: {', '.join(able)}")
         nodes = self.times(field) if times is None else times
         if nodes.ndim != 1 or len(nodes) < 2:
@@ -141,9 +143,9 @@ class Solver(abc.ABC):
         return state.x
 
 
-def gives(field: Velocity) -> frozenset[str]:
-    """What a field has; a plain function is a velocity."""
-    return field.gives if isinstance(field, Field) else frozenset({"velocity"})
+def as_field(field: Velocity) -> Field:
+    """A plain f(t, x) as a field of velocity, which is given times where x is."""
+    return field if isinstance(field, Field) else Field(lambda t, x: field(t.to(x), x))
 
 
 class OneStep(Solver):
@@ -160,40 +162,40 @@ class OneStep(Solver):
 
 
 class Counter:
-    """The field that methods are given: it counts evaluations, and takes times as the nodes have them, in float64 on
-    the CPU. A `Field` is given them so, any other f(t, x) where x is."""
+    """The field that methods are given, with its evaluations counted."""
 
-    def __init__(self, field: Velocity) -> None:
-        self.field: Any = field
+    def __init__(self, field: Field) -> None:
+        self.field = field
         self.calls = 0
 
-    def _on(self, t: Tensor, x: Tensor) -> Tensor:
-        self.calls += 1
-        return t if isinstance(self.field, Field) else t.to(x)
-
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        if isinstance(self.field, Field) and (why := self.field.undefined(t)):
+        if why := self.field.undefined(t):
             able = [name for name in SOLVERS.names() if SOLVERS.get(name).needs == {"data", "noise"}]
             data = f"end before it, or take euler, {', '.join(able)}"
             noise = "start after it, or take a path with alpha(0) > 0, such as variance_preserving"
             raise GenkitError(f"{why}: {data if self.field.kind == 'data' else noise}")
-        return self.field(self._on(t, x), x)
+        self.calls += 1
+        return self.field(t, x)
 
     def endpoints(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.field.endpoints(self._on(t, x), x)
+        self.calls += 1
+        return self.field.endpoints(t, x)
 
     def data(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.field.data(self._on(t, x), x)
+        self.calls += 1
+        return self.field.data(t, x)
 
     def noise(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.field.noise(self._on(t, x), x)
+        self.calls += 1
+        return self.field.noise(t, x)
 
     def score(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.field.score(self._on(t, x), x)
+        self.calls += 1
+        return self.field.score(t, x)
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """Of the field's path."""
-        return self.field.coefficients(t)
+        return self.field.at(t)
 
 
 def time_of(coefficients: Callable[[Tensor], Coefficients], ratio: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -115,7 +116,8 @@ class Laws(Generic[C]):
         check_options(cls, theirs, subject, given=self.registry.given)
         with quiet():
             try:
-                case = self.case(cls, dict(options))
+                with seeded():
+                    case = self.case(cls, dict(options))
             except GenkitError:
                 raise
             except Exception as error:
@@ -133,12 +135,19 @@ class Laws(Generic[C]):
 
 def measured(law: Law[C], case: C) -> Finding | None:
     """What the law finds; an exception breaks it. Torch's own generator is the same for each law."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded():
         try:
             return law.function(case)
         except Exception as error:
             return Finding(False, where_raised(error))
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Torch's own generator from the same seed each time, and after it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def where_raised(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import time
 import warnings
@@ -119,12 +120,11 @@ def fit(
     objective.to(device).setup(split, teacher)
     setup_seconds = time.perf_counter() - begun
     last = folder / "checkpoints" / "last.ckpt"
-    attempt = None
-    while True:  # one turn, and one for each time that the run goes back to its last checkpoint
-        saved = resumed(last) if last.exists() else {}
+    saved = resumed(last)
+    # each further attempt goes back to the last checkpoint
+    for attempt in itertools.count(of_bad_steps(saved, "attempt")):
         check_made_from(last, saved.get("made_from", identity), identity)
         start = int(saved.get("global_step", 0))
-        attempt = of_bad_steps(saved, "attempt") if attempt is None else attempt + 1
         trained = copy.deepcopy(objective) if trainer.sharded else objective
         module = GenerativeModule(
             trained, options, seed=seed, draws=trainer.draws, attempt=attempt, made_from=identity
@@ -139,29 +139,25 @@ def fit(
             callbacks.append(Clipping(options.clip))
         logger = TensorBoardLogger(folder, name="tensorboard", version="") if tensorboard else False
         lightning = build_trainer(trainer, options, folder, callbacks, logger)
-        try:
+        with explained(last, lightning.world_size):
             if start < options.physical.steps:
                 loader = Loader(split, options, seed)
                 with economies(trained.backbone, options):
                     lightning.fit(module, loader, ckpt_path=str(last) if saved else None, weights_only=True)
-            if bad.roll_back and stop.received is None:
-                continue
             saved = read_checkpoint(last)
-            objective.cpu().load_state_dict(weights_of(saved))
-        except (RuntimeError, KeyError) as error:
-            check_other_model(last, error)
-            check_processes(lightning.world_size, last, error)
-            raise
-        return Fitted(
-            steps=int(saved["global_step"]),
-            seconds=saved["callbacks"]["StepCheckpoint"]["seconds"],
-            setup_seconds=setup_seconds,
-            device=device_name(lightning.strategy.root_device),
-            processes=lightning.world_size,
-            stopped=stop.received,
-            bad_steps=of_bad_steps(saved, "total"),
-            rollbacks=of_bad_steps(saved, "attempt"),
-        )
+            if not bad.roll_back or stop.received is not None:
+                objective.cpu().load_state_dict(weights_of(saved))
+                break
+    return Fitted(
+        steps=int(saved["global_step"]),
+        seconds=saved["callbacks"]["StepCheckpoint"]["seconds"],
+        setup_seconds=setup_seconds,
+        device=device_name(lightning.strategy.root_device),
+        processes=lightning.world_size,
+        stopped=stop.received,
+        bad_steps=of_bad_steps(saved, "total"),
+        rollbacks=of_bad_steps(saved, "attempt"),
+    )
 
 
 def check_batch(objective: Objective, options: TrainingOptions, device: torch.device, world: int) -> None:
@@ -178,9 +174,9 @@ def check_batch(objective: Objective, options: TrainingOptions, device: torch.de
 
 
 def resumed(path: Path) -> dict[str, Any]:
-    """The checkpoint to go on from. Raises GenkitError for one that cannot be read."""
+    """The checkpoint to go on from, empty where there is none. Raises GenkitError for one that cannot be read."""
     try:
-        return read_checkpoint(path)
+        return read_checkpoint(path) if path.exists() else {}
     except GenkitError as error:
         raise GenkitError(f"{error}; remove it to train from the start") from error
 
@@ -274,21 +270,27 @@ def check_made_from(path: Path, held: Mapping[str, str | None], now: Mapping[str
             )
 
 
-def check_other_model(path: Path, error: Exception) -> None:
-    """Raises GenkitError when weights of the checkpoint did not fit."""
-    if "Error(s) in loading state_dict" in str(error):
-        raise GenkitError(f"{path} is a checkpoint of another model than the recipe's: {error}") from error
+@contextmanager
+def explained(last: Path, processes: int) -> Iterator[None]:
+    """Errors of torch's in training whose cause is known are raised as a GenkitError that says it."""
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        if (cause := cause_of(error, last, processes)) is None:
+            raise
+        raise GenkitError(cause) from error
 
 
-def check_processes(world: int, path: Path, error: Exception) -> None:
-    """Raises GenkitError when another process was lost."""
-    of_transport = isinstance(error, DistError) or "gloo" in str(error)
-    if world > 1 and of_transport:
-        reason = str(error).split(". ")[0]
-        raise GenkitError(
-            f"another of the {world} processes ended ({reason}). {path} keeps what was trained until the last "
-            "checkpoint: the same command goes on from there, also with another number of devices"
-        ) from error
+def cause_of(error: Exception, last: Path, processes: int) -> str | None:
+    text = str(error)
+    if "Error(s) in loading state_dict" in text:
+        return f"{last} is a checkpoint of another model than the recipe's: {text}"
+    if processes > 1 and (isinstance(error, DistError) or "gloo" in text):
+        return (
+            f"another of the {processes} processes ended ({text.split('. ')[0]}). {last} keeps what was trained until "
+            "the last checkpoint: the same command goes on from there, also with another number of devices"
+        )
+    return None
 
 
 def quiet() -> None:

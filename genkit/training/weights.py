@@ -32,9 +32,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError(f"it lacks {lacking}")
         int(saved["global_step"])
         return saved
-    except (
-        Exception
-    ) as error:  # also those of unpickling, whose further lines advise to run what is in the file
+    except Exception as error:
+        # the further lines of an error of unpickling advise to run what is in the file
         reason = (str(error) or type(error).__name__).splitlines()[0].removesuffix(".")
         raise GenkitError(f"{path} cannot be read as a checkpoint ({reason})") from error
 

@@ -34,7 +34,7 @@ from genkit.metrics.extractor import (
 )
 def test_the_committed_weights_are_pinned_small_and_good(name, least):
     extractor = load_extractor(name)
-    assert extractor.hash == PINNED[name]
+    assert extractor.hash == PINNED[name].hash
     assert extractor.accuracy >= least
     assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 500_000
     assert not extractor.training
@@ -94,7 +94,7 @@ def test_training_is_deterministic_and_saves_what_loads(monkeypatch, tmp_path):
     digests = [save_extractor(e, data, path) for e, path in zip((first, second), paths, strict=True)]
     assert digests[0] == digests[1] == hashlib.sha256(paths[0].read_bytes()).hexdigest()
     monkeypatch.setattr(module, "WEIGHTS", tmp_path)
-    monkeypatch.setitem(PINNED, "digits", digests[0])
+    monkeypatch.setitem(PINNED, "digits", PINNED["digits"]._replace(hash=digests[0]))
     loaded = load_extractor("digits")
     x, _ = data.test.take(torch.arange(10))
     torch.testing.assert_close(loaded.predict(x), first.predict(x))
@@ -102,7 +102,7 @@ def test_training_is_deterministic_and_saves_what_loads(monkeypatch, tmp_path):
 
 
 def test_the_command_trains_and_prints(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(module.EPOCHS, "digits", 1)
+    monkeypatch.setitem(PINNED, "digits", PINNED["digits"]._replace(epochs=1))
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         main(["digits", "--out", str(tmp_path / "w.safetensors")])
