@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import atexit
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -112,6 +113,7 @@ def gather(x: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def _group(world: Any) -> Any:
     """Processes that talk about couplings only: a pair may be made beside a step whose gradients are gathered."""
+    atexit.register(_group.cache_clear)  # its threads end before the interpreter does, else that may be aborted
     return dist.new_group(backend="gloo")
 
 
