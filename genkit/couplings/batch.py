@@ -113,7 +113,8 @@ def gather(x: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def _group(world: Any) -> Any:
     """Processes that talk about couplings only: a pair may be made beside a step whose gradients are gathered."""
-    atexit.register(_group.cache_clear)  # its threads end before the interpreter does, else that may be aborted
+    # its threads end before the interpreter does, else that may be aborted
+    atexit.register(_group.cache_clear)
     return dist.new_group(backend="gloo")
 
 
