@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genkit.errors import GenkitError, Terminated, choose, within
-from genkit.processes import alone, rank, together
+from genkit.processes import alone, locked, rank, together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -555,7 +555,7 @@ def compared(comparison: Comparison, arguments: argparse.Namespace) -> tuple[dic
         raise GenkitError(f"--seeds must be at least 1, not {arguments.seeds}")
     expectations(comparison)  # a wrong one must show before training, not after
     writable(out / "report.html")
-    with listening() as listener:
+    with locked(out), listening() as listener:  # what it reports must be its own, to the last picture
         where = device(arguments.device)
         report = compare(comparison, out, seeds=arguments.seeds, listener=listener, device=where)
         report |= verdicts(comparison, report)
@@ -582,12 +582,14 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     alone("benchmark")
     out = arguments.out or Path("runs/samplers") / Path(arguments.run).name
     writable(out / "table.md")
-    run = loaded(arguments)
-    given = override({}, arguments.overrides)
-    options = BenchmarkOptions(**resolve_options(BenchmarkOptions, given, "benchmark"))
-    with listening() as listener:
-        report = benchmark(run, options, progress=lambda text: listener.message(run.name, text))
-    print(write(report, out).read_text())
+    with locked(out):
+        run = loaded(arguments)
+        given = override({}, arguments.overrides)
+        options = BenchmarkOptions(**resolve_options(BenchmarkOptions, given, "benchmark"))
+        with listening() as listener:
+            report = benchmark(run, options, progress=lambda text: listener.message(run.name, text))
+        table = write(report, out)
+    print(table.read_text())
     print(f"table and figures: {out}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -113,7 +114,8 @@ def meet() -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a run folder for this process until it ends, however it ends. Only the first process of a run takes it.
+    """Holds the folder of a run, or of a comparison, for this process until it ends, however it ends. Only the first
+    process of a run takes it.
 
     Raises GenkitError, which names the holder, when another process has it, and for a link out of the folder.
     """
@@ -144,7 +146,7 @@ def locked(folder: Path) -> Iterator[None]:
         write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
         # of a process that was killed
         for left in (*folder.glob(".*.tmp"), *folder.glob("checkpoints/.*.tmp")):
-            left.unlink(missing_ok=True)
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         yield
     finally:
         with suppress(FileNotFoundError):  # somebody has removed the folder

@@ -223,6 +223,7 @@ def compare(
 ) -> dict[str, Any]:
     """Trains and evaluates (on `device`) what is not there yet, and returns the report's content.
 
+    The caller holds `out` (`locked`) until the report is written: another comparison would move its arms.
     An arm whose recipe, data or teacher has changed is put aside under `out`/stale, never mistaken for the
     new one. Raises GenkitError for bad input, before any training.
     """

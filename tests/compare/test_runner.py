@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 import genkit.recipe as recipes
+from genkit.__main__ import main
 from genkit.compare import runner
 from genkit.compare.evaluate import EvaluationOptions
 from genkit.compare.figures import tensors
@@ -234,6 +236,30 @@ def test_a_run_that_is_being_trained_is_not_put_aside(comparison, tmp_path):
     (aside,) = (tmp_path / "out/stale").iterdir()
     assert load(aside).environment["steps"] == 1
     assert not (aside / ".holder.json").exists()
+
+
+def test_a_folder_is_for_one_comparison_at_a_time(comparison, untrained, tmp_path, monkeypatch, capsys):
+    """Another one in it moves nothing; and it is held until the report is written, which reads from it."""
+    comparison({"fm": "flow_matching"})
+    out = tmp_path / "out"
+    argv = ["compare", str(tmp_path / "c.yaml"), "--out", str(out)]
+    left = out / ".fm.tmp"  # of a copy that was killed
+    left.mkdir(parents=True)
+    with locked(out):
+        assert not left.exists()
+        assert main(argv) == 2
+    assert f"{out} is being written by process {os.getpid()}" in capsys.readouterr().err
+
+    def write(report, folder):
+        with pytest.raises(GenkitError, match="is being written"), locked(folder):
+            pass
+        raise GenkitError("it was held")
+
+    monkeypatch.setattr(runner, "compare", lambda *args, **kwargs: {})
+    monkeypatch.setattr("genkit.compare.report.write_report", write)
+    assert main(argv) == 2
+    assert "it was held" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("arm", ["figures", "stale", "report.json", "fm-seed1", "../x", ".x"])

@@ -24,6 +24,7 @@ from genkit.compare.samplers import (
 from genkit.errors import GenkitError
 from genkit.metrics import Judge
 from genkit.objectives import OBJECTIVES
+from genkit.processes import locked
 from genkit.recipe import Recipe, Run, train
 from genkit.solvers import SOLVERS
 from genkit.solvers.adaptive import Adaptive
@@ -264,3 +265,9 @@ def test_only_flows_have_solvers(runs, tmp_path, capsys):
     assert "takes no solver" in capsys.readouterr().err
     assert main(["benchmark", "samplers", run, "sample=3", "--out", str(tmp_path)]) == 2
     assert "did you mean 'samples'" in capsys.readouterr().err
+
+
+def test_a_folder_is_for_one_benchmark_at_a_time(tmp_path, capsys):
+    with locked(tmp_path / "out"):
+        assert main(["benchmark", "samplers", "no-run", "--out", str(tmp_path / "out")]) == 2
+    assert "is being written by process" in capsys.readouterr().err
