@@ -14,11 +14,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from genkit.errors import GenkitError, Terminated, choose, within
+from genkit.errors import GenkitError, Terminated, choose, printable, within
 from genkit.processes import alone, locked, rank, together
 
 if TYPE_CHECKING:
@@ -62,13 +63,16 @@ class Parser(argparse.ArgumentParser):
     def check_flags(self, words: Sequence[str]) -> None:
         """Ends with status 2 at the first word that stands for an option and is none, before what follows from it."""
         flags = [flag for action in self._actions for flag in action.option_strings]
-        for word in words:
+        valued = {flag for action in self._actions if action.nargs != 0 for flag in action.option_strings}
+        for before, word in pairwise(("", *words)):
             if word == "--" or (self._subparsers and not word.startswith("-")):
                 return  # what follows is no option, or one of a command
             if not re.match(r"-[^\d.]", word) or " " in word:
                 continue
             name = word.partition("=")[0]
             if name not in flags and (name.startswith("--") or name[:2] not in flags):
+                if before in valued:
+                    self.error(f"a value that begins with a dash is given as {before}={word}")
                 overrides = any(action.metavar == "key=value" for action in self._actions)
                 hint = "; values are set without dashes, by key=value" if overrides else ""
                 self.error(f"{choose(name, flags, 'option')}{hint}")
@@ -136,32 +140,17 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status."""
-    root = parser()
     try:
-        arguments, rest = root.parse_known_args(argv)
-        if rest:  # overrides may also stand behind options, which argparse alone does not allow
-            if not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest):
-                root.error(f"unrecognized arguments: {' '.join(rest)}")
-            arguments.overrides += rest
-    except SystemExit as stop:  # argparse has printed its message
-        return int(stop.code or 0)
-    if arguments.version:
-        from genkit import __version__
-
-        print(f"genkit {__version__}")
-        return 0
-    if arguments.command is None:
-        root.print_help()
-        return 0
-    try:
-        load_plugins(arguments)
-        status = COMMANDS[arguments.command].run(arguments)
+        status = command_line(argv)
+        sys.stdout.flush()
+        return status
     except GenkitError as error:
         return fail(str(error))
     except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 0
     except OSError as error:
+        drop_output()
         where = f" {error.filename}" if error.filename else ""
         return fail(f"cannot read or write{where}: {error.strerror or error}")
     except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -181,7 +170,36 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 143
-    return status or 0
+
+
+def command_line(argv: Sequence[str] | None) -> int:
+    root = parser()
+    try:
+        arguments, rest = root.parse_known_args(argv)
+        if rest:  # overrides may also stand behind options, which argparse alone does not allow
+            if not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest):
+                root.error(f"unrecognized arguments: {' '.join(rest)}")
+            arguments.overrides += rest
+    except SystemExit as stop:  # argparse has printed its message
+        return int(stop.code or 0)
+    if arguments.version:
+        from genkit import __version__
+
+        print(f"genkit {__version__}")
+        return 0
+    if arguments.command is None:
+        root.print_help()
+        return 0
+    load_plugins(arguments)
+    return COMMANDS[arguments.command].run(arguments) or 0
+
+
+def drop_output() -> None:
+    """What is still to be printed is let go where it cannot be, else Python would complain of it at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def too_large(error: Exception) -> bool:
@@ -194,8 +212,10 @@ def too_large(error: Exception) -> bool:
 
 
 def fail(message: str) -> int:
-    which = f" in process {rank()}" if rank() else ""
-    print(f"genkit: error{which}: {message}", file=sys.stderr)
+    which = ""
+    with suppress(GenkitError):  # perhaps just this is what is wrong
+        which = f" in process {rank()}" if rank() else ""
+    print(printable(f"genkit: error{which}: {message}"), file=sys.stderr)
     return 2
 
 
@@ -569,7 +589,10 @@ def benchmark_options(benchmark: Parser) -> None:
     options = {**OVERRIDES, "help": "options, such as samples=500 solvers=[heun,dpmpp] grids=[uniform,edm]"}
     benchmark.add_argument("overrides", **options)
     benchmark.add_argument(
-        "--out", type=path, metavar="FOLDER", help="(default: runs/samplers/<name of the run>)"
+        "--out",
+        type=path,
+        metavar="FOLDER",
+        help="(default: runs/samplers/<name of the run>, and _<checkpoint>)",
     )
 
 
@@ -580,7 +603,8 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     from genkit.registry import resolve_options
 
     alone("benchmark")
-    out = arguments.out or Path("runs/samplers") / Path(arguments.run).name
+    of = "" if arguments.checkpoint is None else f"_{Path(arguments.checkpoint).stem}"
+    out = arguments.out or Path("runs/samplers") / f"{Path(arguments.run).name}{of}"
     writable(out / "table.md")
     with locked(out):
         run = loaded(arguments)

@@ -38,3 +38,8 @@ def choose(name: object, names: Iterable[str], what: str) -> GenkitError:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return GenkitError(f"no {what} '{name}'{hint} (one of: {', '.join(names) or 'none'})")
+
+
+def printable(text: str) -> str:
+    """Text of a file that somebody else wrote, for a terminal: no control characters but line breaks."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)

@@ -24,10 +24,8 @@ def rank() -> int:
 
     It is known before processes meet; only whether it is 0 is right everywhere.
     """
-    of_all = os.environ.get("RANK") or slurm("PROCID")
-    if of_all is not None:
-        return int(of_all)
-    return max(int(os.environ.get(name, "0")) for name in OF_NODE)
+    of_all = number("RANK", "SLURM_PROCID")
+    return max(number(name) or 0 for name in OF_NODE) if of_all is None else of_all
 
 
 @contextmanager
@@ -44,7 +42,7 @@ def together() -> Iterator[None]:
     if distributed.is_initialized():
         yield
         return
-    local = int(os.environ.get("LOCAL_RANK") or slurm("LOCALID") or 0)
+    local = number("LOCAL_RANK", "SLURM_LOCALID") or 0
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
     try:
@@ -65,9 +63,7 @@ def together() -> Iterator[None]:
 
 def world() -> int:
     """How many processes torchrun or srun has started."""
-    if "RANK" in os.environ:
-        return int(os.environ.get("WORLD_SIZE", "1"))
-    return int(slurm("STEP_NUM_TASKS") or 1)
+    return number("WORLD_SIZE" if "RANK" in os.environ else "SLURM_STEP_NUM_TASKS") or 1
 
 
 def alone(command: str) -> None:
@@ -78,14 +74,23 @@ def alone(command: str) -> None:
         )
 
 
-def slurm(name: str) -> str | None:
-    """A variable of SLURM, in a process that srun has started as one of several.
+def number(*names: str) -> int | None:
+    """The first of these variables that a launcher has set; those of SLURM in a process that srun has started as one of
+    several. Raises GenkitError for one that is no whole number.
 
     SLURM_NTASKS is no sign of that: a batch script, which is one process, has it too, as what srun in it would start.
     """
-    if os.environ.get("SLURM_JOB_NAME") in BY_HAND or "SLURM_STEP_NUM_TASKS" not in os.environ:
-        return None
-    return os.environ.get(f"SLURM_{name}")
+    by_srun = "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in BY_HAND
+    for name in names:
+        text = os.environ.get(name)
+        if not text or (name.startswith("SLURM") and not by_srun):
+            continue
+        if not text.isdecimal():
+            raise GenkitError(
+                f"the variable {name}, by which processes are told apart, is no whole number: {text!r}"
+            )
+        return int(text)
+    return None
 
 
 def parts() -> tuple[int, int]:

@@ -49,7 +49,7 @@ from genkit.registry import (
 )
 from genkit.solvers import SOLVERS, Solver
 from genkit.tensors import read_tensors, tensors_hash, write_tensors
-from genkit.training import TrainerOptions, TrainingOptions, fit
+from genkit.training import TrainerOptions, TrainingOptions, check_training, fit
 from genkit.training.callbacks import Report
 from genkit.training.machine import made_with
 from genkit.training.weights import find_weights, kept_weights, read_weights
@@ -291,11 +291,32 @@ def check_kinds(objective: str, kinds: Iterable[str], where: str = "") -> None:
         )
 
 
+def taken(sampling: Mapping[str, Any], objective: Any) -> dict[str, Any]:
+    """Of options of `sampling` that are meant for several models, those that one of this objective takes: its kind of
+    sampler, and guidance where it has something to guide it."""
+    options = {"name": objective} if isinstance(objective, str) else objective
+    if not isinstance(options, Mapping) or options.get("name") not in OBJECTIVES.names():
+        return dict(sampling)  # which another error is about
+    kind = OBJECTIVES.get(options["name"])
+    others = {name for name in SAMPLERS if kind.samplers is None or name != kind.samplers.kind}
+    guidance = build_guidance(sampling.get("guidance", 1.0))
+    told = options.get("conditional", True) and options.get("label_dropout", True)
+    if kind.predicts not in guidance.of or not (told or guidance.by_model or kind.by_prompt):
+        others.add("guidance")
+    return {name: value for name, value in sampling.items() if name not in others}
+
+
 def check_guide(guidance: Guidance, config: Mapping[str, Any], where: str) -> None:
     """Raises GenkitError for guidance by a snapshot that the training of a resolved recipe does not keep."""
     asked, kept = guidance.checkpoint, sorted(config["training"]["snapshots"])
-    if not (guidance.active and guidance.by_model) or isinstance(asked, str):
+    if not (guidance.active and guidance.by_model):
         return
+    if isinstance(asked, str) and not asked.isdecimal():
+        names = ["last", *["best"] * (config["training"]["checkpoint_best"] is not None)]
+        if asked not in names and not asked.endswith(".safetensors"):
+            raise GenkitError(f"{where}: {GUIDANCES.name_of(guidance)}: {choose(asked, names, 'checkpoint')}")
+        return
+    asked = None if asked is None else int(asked)
     if not kept or (asked is not None and asked not in kept):
         what = "a snapshot" if asked is None else f"the snapshot of step {asked}"
         there = f"keeps {', '.join(map(str, kept))}" if kept else "keeps none"
@@ -668,6 +689,8 @@ def load(
         raise GenkitError(f"{folder} is not a run folder: it has no recipe.yaml{hint}")
     config = read_yaml(folder / "recipe.yaml")
     check_plugins(config, loaded, str(folder / "recipe.yaml"))
+    if isinstance(config.get("sampling"), Mapping):  # that of a comparison's other arms, once, was kept too
+        config["sampling"] = taken(config["sampling"], config.get("objective"))
     recipe = Recipe.resolve(config, str(folder / "recipe.yaml"))
     weights = folder / "model.safetensors"
     if weights.is_file():
@@ -751,18 +774,25 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
     recipe.check(dataset.spec)
     fingerprint = recipe.fingerprint(dataset.hash, teacher.hash if teacher else None)
     held = read_environment(folder)
-    trained = any((folder / name).exists() for name in ("checkpoints/last.ckpt", "model.safetensors"))
-    if trained and held.get("fingerprint") != fingerprint:
+    weights, begun = ((folder / name).exists() for name in ("model.safetensors", "checkpoints/last.ckpt"))
+    if (weights or begun) and held and held.get("fingerprint") != fingerprint:
         raise GenkitError(
             f"{folder} holds a run of another recipe, data or teacher: choose another --out, or remove the folder"
         )
-    if rank() == 0 and not held and (folder / "recipe.yaml").exists():  # others may see what this one writes
+    if weights and not held:
+        raise GenkitError(
+            f"{folder} has weights, and no environment.json that says of what: choose another --out"
+        )
+    if (
+        rank() == 0 and not (held or begun) and (folder / "recipe.yaml").exists()
+    ):  # others may see what this one writes
         raise GenkitError(f"{folder} holds a recipe.yaml that is not of a run: choose another --out")
-    if (folder / "model.safetensors").is_file() and held.get("finished"):
+    if weights and held.get("finished"):
         return load(folder)
 
     objective = recipe.objective(dataset.spec)
     options, trainer = recipe.section("training"), recipe.section("trainer")
+    check_training(objective, options, trainer)
     environment = {
         "fingerprint": fingerprint,
         "finished": False,
@@ -774,9 +804,9 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         "precision": options.precision,
         **made_with(),
     }
-    if rank() == 0:
-        write_text(folder / "recipe.yaml", recipe.yaml())
+    if rank() == 0:  # a recipe without its environment would not be of a run: it comes second
         write_json(folder / "environment.json", environment)
+        write_text(folder / "recipe.yaml", recipe.yaml())
     fitted = fit(
         objective,
         dataset.split("train"),
@@ -821,6 +851,9 @@ def read_environment(folder: Path) -> dict[str, Any]:
         raise GenkitError(f"{path} is corrupt: {error}") from None
     if not isinstance(found, dict):
         raise GenkitError(f"{path} is corrupt: it does not hold an object")
+    for key in ("teacher", "versions"):
+        if not isinstance(found.get(key) or {}, dict):
+            raise GenkitError(f"{path} is corrupt: '{key}' is no object, but {found[key]!r}")
     if found.get("finished"):
         for key in COSTS:
             if type(found.get(key)) not in (int, float):

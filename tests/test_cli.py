@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -412,13 +413,62 @@ def test_corrupt_and_missing_weights(capsys, compared, tmp_path):
 
 @pytest.mark.parametrize(
     "override",
-    ["trainer.devices=0", "trainer.devices=abc", "trainer.strategy=foo"],
+    [
+        "trainer.devices=0",
+        "trainer.devices=abc",
+        "trainer.strategy=foo",
+        "trainer.strategy=ddp_spawn",
+        "trainer.num_nodes=2",
+        "training.compile=onnxrt",
+    ],
 )
-def test_a_trainer_that_cannot_be_had_blocks_nothing(capsys, tmp_path, override):
+def test_a_trainer_that_cannot_be_had_leaves_nothing(capsys, tmp_path, override):
     recipe, out = tmp_path / "r.yaml", tmp_path / "run"
     recipe.write_text("data: digits\nobjective: flow_matching\n")
-    refused(capsys, ["train", str(recipe), *TINY, override, "--out", str(out)], "trainer")
-    assert main(["train", str(recipe), *TINY, "training.steps=1", "--out", str(out)]) == 0
+    word = override.partition("=")[0].rpartition(".")[2]
+    refused(capsys, ["train", str(recipe), *TINY, override, "--out", str(out)], word)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK"])
+def test_a_variable_of_a_launcher_that_is_no_number(capsys, tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "abc")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: digits\nobjective: flow_matching\n")
+    argv = ["train", str(recipe), *TINY, "--out", str(tmp_path / "run")]
+    refused(capsys, argv, f"the variable {name}", "'abc'")
+    assert not (tmp_path / "run").exists()
+
+
+def printing(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """A command line with the buffer that Python's output usually has."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    argv = [sys.executable, "-m", "genkit", *words]
+    return subprocess.run(
+        argv, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, check=False, **options
+    )
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"]])
+def test_output_that_nobody_reads(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        done = printing(words, stdout=output)
+    assert (done.returncode, done.stderr) == (0, "")
+    full = Path("/dev/full")
+    if full.exists():
+        with full.open("w") as output:
+            done = printing(words, stdout=output)
+        assert (done.returncode, done.stderr) == (
+            2,
+            "genkit: error: cannot read or write: No space left on device\n",
+        )
+
+
+def test_a_value_that_begins_with_a_dash(capsys):
+    assert main(["sample", "run", "--prompt", "-x"]) == 2
+    assert "a value that begins with a dash is given as --prompt=-x" in capsys.readouterr().err
 
 
 def test_a_recipe_of_the_users_is_not_written_over(capsys, tmp_path):

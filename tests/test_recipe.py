@@ -459,6 +459,64 @@ def test_a_run_cut_short_before_its_weights_were_written_gives_the_same_ones(run
     assert (run / "model.safetensors").read_bytes() == before
 
 
+def test_a_run_cut_short_at_its_first_file_begins_again(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between any two files that it begins with."""
+    run = tmp_path / "run"
+    for file in ("write_json", "write_text", "fit"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"genkit.recipe.{file}", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
+            with pytest.raises(InterruptedError):
+                train(Recipe.resolve(TINY), run)
+    train(Recipe.resolve(TINY), run)
+    assert (run / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_a_run_goes_on_without_its_environment(run: Path) -> None:
+    """A checkpoint says itself what it was made from; weights do not."""
+    before = (run / "model.safetensors").read_bytes()
+    (run / "environment.json").unlink()
+    with pytest.raises(GenkitError, match="has weights, and no environment.json that says of what"):
+        train(Recipe.resolve(TINY), run)
+    (run / "model.safetensors").unlink()
+    with pytest.raises(GenkitError, match="trained with another recipe"):
+        train(Recipe.resolve({**TINY, "seed": 2}), run)
+    (run / "environment.json").unlink()
+    train(Recipe.resolve(TINY), run)
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_of_a_comparison_that_kept_the_sampler_of_other_arms_loads(run: Path) -> None:
+    config = yaml.safe_load((run / "recipe.yaml").read_text())
+    config["sampling"]["unmasker"] = "ancestral"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(config))
+    assert load(run).sample(2).x.shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "training", "message"),
+    [
+        ("bset", {"checkpoint_best": "loss"}, "no checkpoint 'bset'; did you mean 'best'"),
+        ("best", {}, "no checkpoint 'best'.*one of: last"),
+        ("3", {"snapshots": [2]}, "the snapshot of step 3, and training.snapshots keeps 2"),
+        ("last", {}, None),
+        ("best", {"checkpoint_best": "loss"}, None),
+        ("other.safetensors", {}, None),
+    ],
+)
+def test_a_guide_that_training_does_not_keep_is_refused_before_it(
+    checkpoint: str, training: dict[str, Any], message: str | None
+) -> None:
+    guidance = {"name": "autoguidance", "scale": 2.0, "checkpoint": checkpoint}
+    config = {**TINY, "training": {**TINY["training"], **training}, "sampling": {"guidance": guidance}}
+    if message is None:
+        Recipe.resolve(config)
+        return
+    with pytest.raises(GenkitError, match=message):
+        Recipe.resolve(config)
+
+
 def test_ctrl_c_under_a_logical_batch_leaves_the_run_unfinished(tmp_path: Path) -> None:
     """A physical batch of half the logical one takes twice the steps: at `steps` of them it is not over."""
     import signal

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from genkit.compare.terminal import Terminal, shown
 from genkit.errors import GenkitError, choose
 from genkit.recipe import read_environment, read_yaml
 from genkit.training.weights import kept_weights, read_checkpoint
@@ -17,13 +17,13 @@ from genkit.training.weights import kept_weights, read_checkpoint
 
 def print_info(folder: Path, *, console: Console | None = None) -> None:
     """A run as a table of words and values, a comparison as a table of its runs. Raises GenkitError for neither."""
-    console = console or Console()
+    console = console or Terminal()
     if (folder / "recipe.yaml").is_file():
-        table = Table(title=str(folder), title_justify="left", show_header=False, box=None)
+        table = Table(title=shown(folder), title_justify="left", show_header=False, box=None)
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         for word, value in facts(folder):
-            table.add_row(word, Text(value))
+            table.add_row(word, shown(value))
         console.print(table)
         return
     runs = sorted(path.parent for path in folder.glob("*/recipe.yaml"))
@@ -31,13 +31,13 @@ def print_info(folder: Path, *, console: Console | None = None) -> None:
         beside = sorted(path.parent.name for path in folder.parent.glob("*/recipe.yaml"))
         hint = f"; {choose(folder.name, beside, 'run')}" if beside and not folder.exists() else ""
         raise GenkitError(f"{folder} is neither the folder of a run nor of a comparison{hint}")
-    table = Table(title=str(folder), title_justify="left")
+    table = Table(title=shown(folder), title_justify="left")
     heads = ("run", "state", "objective", "seed", "parameters", "device")
     for head in heads:
         table.add_column(head, justify="right" if head == "parameters" else "left")
     for run in runs:
         of_run = dict(facts(run))
-        table.add_row(run.name, *(Text(of_run.get(head, "")) for head in heads[1:]))
+        table.add_row(shown(run.name), *(shown(of_run.get(head, "")) for head in heads[1:]))
     console.print(table)
 
 
@@ -51,9 +51,9 @@ def facts(folder: Path) -> Iterator[tuple[str, str]]:
     yield "objective", name_of(recipe.get("objective"))
     yield "data", f"{name_of(recipe.get('data'))} ({shortened(held.get('data_hash'))})"
     if teacher := held.get("teacher"):
-        yield "teacher", f"{teacher['folder']} ({shortened(teacher['hash'])})"
+        yield "teacher", f"{teacher.get('folder')} ({shortened(teacher.get('hash'))})"
     yield "seed", str(recipe.get("seed", 0))
-    if "parameters" in held:
+    if isinstance(held.get("parameters"), int):
         yield "parameters", f"{held['parameters']:,}"
     yield "batch", f"{training.get('batch_size')} rows a step"
     yield "precision", str(training.get("precision"))
@@ -61,7 +61,10 @@ def facts(folder: Path) -> Iterator[tuple[str, str]]:
         if held.get(word) is not None:
             yield word, str(held[word])
     if held.get("bad_steps") or held.get("rollbacks"):
-        yield "bad steps", f"{held['bad_steps']}, {held['rollbacks']} times back to a checkpoint"
+        yield (
+            "bad steps",
+            f"{held.get('bad_steps', 0)}, {held.get('rollbacks', 0)} times back to a checkpoint",
+        )
     versions = {key: held[key] for key in ("genkit", "python", "torch") if key in held} | held.get(
         "versions", {}
     )

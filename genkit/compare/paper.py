@@ -19,6 +19,7 @@ from rich.text import Text
 from genkit.compare.numbers import Json, Stat, stat
 from genkit.compare.report import print_columns, reasons, verdict_rows
 from genkit.compare.runner import Comparison
+from genkit.compare.terminal import Terminal
 from genkit.errors import GenkitError, choose, within
 from genkit.metrics import METRICS
 from genkit.recipe import read_yaml
@@ -267,7 +268,7 @@ def of_claim(entry: Expected, measured: list[Stat]) -> Verdict:
 
 def print_verdicts(report: Json, *, console: Console | None = None) -> None:
     """The paper, then of each entry the verdict, what was measured, what is expected, and the paper's figure."""
-    console, paper = console or Console(), report["paper"]
+    console, paper = console or Terminal(), report["paper"]
     console.print()
     console.print(Text(f"{paper.get('title', '')} {paper.get('link', '')}".strip(), style="bold"))
     if paper.get("claim"):

@@ -49,6 +49,7 @@ from genkit.compare.numbers import (
     tokens,
     unit,
 )
+from genkit.compare.terminal import Terminal
 from genkit.errors import a
 from genkit.files import write_json, write_text
 
@@ -472,7 +473,7 @@ def md_row(cells: Sequence[str]) -> str:
 
 def print_table(report: Json, page: str | Path | None = None, *, console: Console | None = None) -> None:
     """Prints the main table in two parts, the result in a sentence, and where the report is."""
-    console = console or Console()
+    console = console or Terminal()
     console.print()
     for title, rows in zip((main_title(report), "Likelihood and cost"), main_rows(report), strict=True):
         print_columns(console, title, "arm", rows.heads, rows.arms)
@@ -495,7 +496,7 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
 
 def print_evaluation(name: str, result: Json, *, console: Console | None = None) -> None:
     """Prints the evaluation of one run: a column for each number of network evaluations, and what else it has."""
-    console = console or Console()
+    console = console or Terminal()
     floor = result.get("floor") or {}
     print_points(console, f"Samples of {name}", result["points"], floor)
     for unmasker, points in (result.get("unmasking") or {}).items():

@@ -53,6 +53,7 @@ from genkit.recipe import (
     read_environment,
     read_yaml,
     seed_of,
+    taken,
     train,
 )
 from genkit.registry import plugins_behind, resolve_options
@@ -115,14 +116,20 @@ class Comparison:
         return comparison
 
     def recipe(self, arm: str, seed: int) -> Recipe:
-        """An arm's recipe: the shared sections with the arm's laid over them; its objective stands alone."""
+        """An arm's recipe: the shared sections with the arm's laid over them; its objective stands alone. Of the shared
+        `sampling` it has what it can take."""
         config = copy.deepcopy(self.shared)
+        source = f"{self.source}: arms.{arm}"
+        if isinstance(config.get("sampling"), Mapping):
+            with within(f"{source}: sampling"):
+                config["sampling"] = taken(
+                    config["sampling"], self.arms[arm].get("objective", config.get("objective"))
+                )
         for section, value in self.arms[arm].items():
             if isinstance(value, dict) and isinstance(config.get(section), dict) and section != "objective":
                 config[section] |= value
             else:
                 config[section] = value
-        source = f"{self.source}: arms.{arm}"
         config |= {"name": arm, "seed": seed_of(config, source) + seed}
         return Recipe.resolve(config, source)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -107,10 +108,7 @@ def fit(
     cannot be had, and a checkpoint that cannot be read, is of another model, or was made from something else.
     """
     trainer, identity = trainer or TrainerOptions(), dict(made_from or {})
-    quiet()
-    check_sharded(trainer)
-    check_second_order(objective, trainer, options)
-    device = build_trainer(trainer, options, folder, [], False).strategy.root_device
+    device = check_training(objective, options, trainer)
     if trainer.sharded:  # one device may not hold all of the weights
         device = torch.device("cpu")
     begun = time.perf_counter()
@@ -139,7 +137,7 @@ def fit(
             callbacks.append(Clipping(options.clip))
         logger = TensorBoardLogger(folder, name="tensorboard", version="") if tensorboard else False
         lightning = build_trainer(trainer, options, folder, callbacks, logger)
-        with explained(last, lightning.world_size):
+        with explained(last, options, lightning.world_size):
             if start < options.physical.steps:
                 loader = Loader(split, options, seed)
                 with economies(trained.backbone, options):
@@ -183,13 +181,9 @@ def resumed(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def economies(backbone: Transformer, options: TrainingOptions) -> Iterator[None]:
-    """The backbone in less memory or time, as the options say, and again as it was. Raises GenkitError for a backend of
-    torch.compile that there is not."""
+    """The backbone in less memory or time, as the options say, and again as it was."""
     backbone.recompute = options.activation_checkpointing
     if options.compile is not None:
-        backends = torch.compiler.list_backends(exclude_tags=())
-        if options.compile not in backends:
-            raise GenkitError(f"training: compile: {choose(options.compile, backends, 'backend')}")
         backbone.compile(backend=options.compile)
     try:
         yield
@@ -206,6 +200,7 @@ def build_trainer(
     logger: Any,
 ) -> L.Trainer:
     """Raises GenkitError for a trainer that cannot be had."""
+    quiet()
     try:
         built = L.Trainer(
             accelerator=trainer.accelerator,
@@ -237,23 +232,37 @@ def build_trainer(
         raise GenkitError(
             f"trainer: devices x num_nodes is {built.world_size}, and a batch has {options.batch_size} rows"
         )
+    if (
+        trainer.num_nodes > 1 and world() == 1 and "NODE_RANK" not in os.environ
+    ):  # it would wait for the others
+        raise GenkitError(
+            f"trainer: num_nodes is {trainer.num_nodes}, and this process was started alone: start it on all of them "
+            "with torchrun or srun, or by hand with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
+        )
     return built
 
 
-def check_sharded(trainer: TrainerOptions) -> None:
-    """Raises GenkitError where processes are to share the weights without GPUs."""
-    if trainer.sharded and (trainer.accelerator == "cpu" or not torch.cuda.is_available()):
-        raise GenkitError(f"trainer: strategy {trainer.strategy} needs GPUs: take ddp, or auto")
-
-
-def check_second_order(objective: Objective, trainer: TrainerOptions, options: TrainingOptions) -> None:
-    """Raises GenkitError for what a loss that differentiates a gradient cannot have."""
+def check_training(objective: Objective, options: TrainingOptions, trainer: TrainerOptions) -> torch.device:
+    """The device that trains. Raises GenkitError for a trainer that cannot be had, and for options that do not go
+    together."""
+    check_sharded(trainer)
+    if options.compile is not None:
+        backends = torch.compiler.list_backends(exclude_tags=())
+        if options.compile not in backends:
+            raise GenkitError(f"training: compile: {choose(options.compile, backends, 'backend')}")
     if objective.second_order and (trainer.sharded or options.compile is not None):
         what, cure = ("trainer: strategy fsdp", "ddp") if trainer.sharded else ("training: compile", "null")
         raise GenkitError(
             f"{what} is not for the objective '{OBJECTIVES.name_of(objective)}', which differentiates a gradient: "
             f"take {cure}"
         )
+    return build_trainer(trainer, options, Path(), [], False).strategy.root_device
+
+
+def check_sharded(trainer: TrainerOptions) -> None:
+    """Raises GenkitError where processes are to share the weights without GPUs."""
+    if trainer.sharded and (trainer.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise GenkitError("trainer: strategy fsdp needs GPUs: take ddp, or auto")
 
 
 def of_bad_steps(saved: Mapping[str, Any], name: str) -> int:
@@ -271,20 +280,24 @@ def check_made_from(path: Path, held: Mapping[str, str | None], now: Mapping[str
 
 
 @contextmanager
-def explained(last: Path, processes: int) -> Iterator[None]:
+def explained(last: Path, options: TrainingOptions, processes: int) -> Iterator[None]:
     """Errors of torch's in training whose cause is known are raised as a GenkitError that says it."""
     try:
         yield
-    except (RuntimeError, KeyError) as error:
-        if (cause := cause_of(error, last, processes)) is None:
+    except (ImportError, RuntimeError, KeyError) as error:
+        if (cause := cause_of(error, last, options, processes)) is None:
             raise
         raise GenkitError(cause) from error
 
 
-def cause_of(error: Exception, last: Path, processes: int) -> str | None:
+def cause_of(error: Exception, last: Path, options: TrainingOptions, processes: int) -> str | None:
     text = str(error)
     if "Error(s) in loading state_dict" in text:
         return f"{last} is a checkpoint of another model than the recipe's: {text}"
+    if options.compile is not None and isinstance(
+        error, (ImportError, torch._dynamo.exc.TorchDynamoException)
+    ):
+        return f"training: compile: the backend '{options.compile}' failed: {' '.join(text.splitlines()[:2])}"
     if processes > 1 and (isinstance(error, DistError) or "gloo" in text):
         return (
             f"another of the {processes} processes ended ({text.split('. ')[0]}). {last} keeps what was trained until "

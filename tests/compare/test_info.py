@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from genkit.__main__ import main
+from genkit.compare.terminal import Terminal
 from genkit.recipe import Recipe, train
 from genkit.training.machine import made_with, revision
 
@@ -83,6 +85,51 @@ def test_what_is_no_run(runs: Path, tmp_path: Path, capsys) -> None:
     assert "neither the folder of a run nor of a comparison" in capsys.readouterr().err
     assert main(["info", str(runs / "onne")]) == 2
     assert "did you mean 'one'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"versions": ["torch"]}, "'versions' is no object"),
+        ({"teacher": "nf"}, "'teacher' is no object"),
+        ({"parameters": "many"}, None),
+        ({"teacher": {"folder": "nf"}}, None),
+        ({"bad_steps": 2, "finished": False}, None),
+    ],
+)
+def test_a_damaged_environment(
+    runs: Path, tmp_path: Path, capsys, monkeypatch, changes: dict[str, object], word: str | None
+) -> None:
+    held = json.loads((runs / "two/environment.json").read_text())
+    (tmp_path / "recipe.yaml").write_text((runs / "two/recipe.yaml").read_text())
+    (tmp_path / "environment.json").write_text(json.dumps(held | changes))
+    if word is None:
+        assert "not finished" in printed(tmp_path, capsys, monkeypatch)
+    else:
+        assert main(["info", str(tmp_path)]) == 2
+        assert word in capsys.readouterr().err
+
+
+def test_a_terminal_obeys_nothing_in_a_run(runs: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    run = tmp_path / "x[b] \x1b[2J"
+    run.mkdir()
+    held = json.loads((runs / "two/environment.json").read_text())
+    (run / "recipe.yaml").write_text((runs / "two/recipe.yaml").read_text())
+    (run / "environment.json").write_text(json.dumps(held | {"command": "a\x1b]0;b\x07\u202ec"}))
+    for folder in (run, tmp_path):
+        words = printed(folder, capsys, monkeypatch)
+        assert "x[b] \\x1b[2J" in words
+        assert not set("\x1b\x07\u202e") & set(words)
+    assert "a\\x1b]0;b\\x07\\u202ec" in printed(run, capsys, monkeypatch)
+
+
+def test_a_table_whose_reader_has_gone_is_a_broken_pipe() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        Terminal(file=Gone()).print("words")
 
 
 def test_what_a_run_is_made_with(tmp_path: Path, monkeypatch) -> None:

@@ -92,6 +92,20 @@ def test_guidance_of_an_arm_without_label_dropout(comparison, untrained, tmp_pat
         compare(made, tmp_path / "out")
 
 
+def test_shared_sampling_is_of_the_arms_that_take_it(comparison, untrained):
+    """One that an arm itself has must fit it."""
+    shared = {"solver": "heun", "inverter": "jacobi", "guidance": 2.0}
+    arms = {"nf": NF, "fm": "flow_matching", "un": {"name": "flow_matching", "conditional": False}}
+    made = comparison(arms, sampling=shared)
+    held = {arm: made.recipe(arm, 0).config["sampling"] for arm in made.arms}
+    assert [held[arm]["solver"] is None for arm in arms] == [True, False, False]
+    assert [held[arm]["inverter"] is None for arm in arms] == [False, True, True]
+    assert [held[arm]["guidance"] for arm in arms] == [2.0, 2.0, 1.0]
+    made.arms["nf"]["sampling"] = {"solver": "heun"}
+    with pytest.raises(GenkitError, match="arms.nf: sampling: .*takes no solver"):
+        made.recipe("nf", 0)
+
+
 def test_a_student_without_a_teacher(comparison, untrained, tmp_path):
     made = comparison({"student": {"name": "flow_matching", "coupling": "distilled"}})
     with pytest.raises(GenkitError, match=r"arms\.student.*needs a teacher"):

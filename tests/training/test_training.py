@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import math
 import signal
 from dataclasses import replace
@@ -251,6 +252,9 @@ def test_a_compiled_backbone_with_checkpointing_in_bfloat16_learns(tmp_path: Pat
 def test_what_cannot_be_compiled_is_named(tmp_path: Path) -> None:
     with pytest.raises(GenkitError, match="compile: .*'inducter'.*did you mean 'inductor'"):
         train(small(), tmp_path, compile="inducter")
+    if importlib.util.find_spec("tvm") is None:
+        with pytest.raises(GenkitError, match="compile: the backend 'tvm' failed: .* ImportError: "):
+            train(small(), tmp_path, compile="tvm")
 
 
 def test_a_loss_that_differentiates_a_gradient_is_refused_what_cannot(
