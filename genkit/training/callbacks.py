@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn.utils import get_total_norm
 
-from genkit.errors import GenkitError, choose
+from genkit.errors import GenkitError, Terminated, choose
 from genkit.files import link_atomically, write_atomically
 from genkit.processes import rank
 from genkit.tensors import write_tensors
@@ -229,25 +229,41 @@ class Watch(Callback):
 
 
 class StopOnSignal(Callback):
-    """The first Ctrl-C or SIGTERM ends training after the step under way, with a checkpoint; the second at once.
+    """Around Lightning's fit: the first Ctrl-C or SIGTERM ends training after the step under way, with a checkpoint;
+    the second ends it at once, as KeyboardInterrupt or Terminated. Then both mean again what they meant.
 
-    `received` is the signal, None for none, and the same in all processes.
+    `received` is the first signal, None for none, and the same in all processes.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._told = False  # here, not in another process
         self._previous: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        def stop(signum: int, frame: Any) -> None:
-            if self.received is not None:
-                raise KeyboardInterrupt
-            self.received = signum
+    def __enter__(self) -> None:
+        self._previous = self._listen()
 
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, stop) for number in self.signals}
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if isinstance(error, SystemExit) and self.received is not None:
+            raise KeyboardInterrupt if self.received == signal.SIGINT else Terminated
+
+    def _listen(self) -> dict[int, Any]:
+        """Returns what listened before."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._stop) for number in self.signals}
+
+    def _stop(self, signum: int, frame: Any) -> None:
+        if self._told:
+            raise SystemExit  # of KeyboardInterrupt Lightning makes status 1, and leaves Ctrl-C without effect
+        self._told, self.received = True, self.received or signum
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()  # in the place of Lightning's handler, which would end it without a checkpoint
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         if not ends_step(pl_module, *batch):
@@ -256,11 +272,6 @@ class StopOnSignal(Callback):
         self.received = int(largest(trainer, self.received or 0)) or None
         if self.received is not None:
             trainer.should_stop = True
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -140,7 +140,7 @@ def fit(
         with explained(last, options, lightning.world_size):
             if start < options.physical.steps:
                 loader = Loader(split, options, seed)
-                with economies(trained.backbone, options):
+                with economies(trained.backbone, options), stop:
                     lightning.fit(module, loader, ckpt_path=str(last) if saved else None, weights_only=True)
             saved = read_checkpoint(last)
             if not bad.roll_back or stop.received is not None:

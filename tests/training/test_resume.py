@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, Terminated
 from genkit.objectives import OBJECTIVES, Objective
 from genkit.objectives.flow_matching import FlowMatching
 from genkit.training import TrainerOptions, TrainingOptions, fit
-from genkit.training.callbacks import AtomicCheckpointIO, StepCheckpoint
-from genkit.training.fit import Fitted
+from genkit.training.callbacks import AtomicCheckpointIO, StepCheckpoint, StopOnSignal
+from genkit.training.fit import Fitted, Loader
 from tests.objectives.models import IMAGES, build, data_of, model_of, model_options, split
 
 CPU = TrainerOptions("cpu")
@@ -239,6 +239,59 @@ def test_after_a_stop_ctrl_c_means_again_what_it_meant(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     train(tmp_path, before=interrupt_at(2))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", StopOnSignal.signals)
+@pytest.mark.parametrize("hook", ["setup", "train_dataloader"])
+def test_a_signal_while_the_trainer_is_set_up_ends_the_run(
+    hook: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after Lightning takes SIGTERM for itself; the run goes on as if it had never been stopped."""
+    whole, _, _ = train(tmp_path / "whole")
+    before = [signal.getsignal(each) for each in StopOnSignal.signals]
+    act = getattr(Loader, hook)
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, hook, lambda *a, **k: (signal.raise_signal(number), act(*a, **k))[1])
+        try:
+            _, fitted, _ = train(tmp_path / "parts")
+            assert fitted.stopped == number
+        except Terminated:  # by Lightning, after that step
+            assert number == signal.SIGTERM
+    assert saved(tmp_path / "parts")["global_step"] == 1
+    assert [signal.getsignal(each) for each in StopOnSignal.signals] == before
+    resumed, _, _ = train(tmp_path / "parts")
+    assert_equal(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ended"),
+    [
+        (signal.SIGINT, signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, signal.SIGTERM, Terminated),
+        (signal.SIGTERM, signal.SIGINT, Terminated),
+    ],
+)
+def test_a_second_signal_ends_the_step_under_way(
+    first: int, second: int, ended: type[BaseException], tmp_path: Path
+) -> None:
+    def act(batch: int) -> None:
+        if batch == 6:
+            signal.raise_signal(first)
+            signal.raise_signal(second)
+
+    before = [signal.getsignal(each) for each in StopOnSignal.signals]
+    with pytest.raises(ended):
+        train(tmp_path, before=act)
+    assert [signal.getsignal(each) for each in StopOnSignal.signals] == before
+    assert saved(tmp_path)["global_step"] == 4
+
+
+def test_a_signal_that_follows_one_to_another_process_is_the_first_here() -> None:
+    stop = StopOnSignal()
+    with stop:
+        stop.received = signal.SIGTERM  # as agreed at the end of a step
+        signal.raise_signal(signal.SIGINT)
+    assert stop.received == signal.SIGTERM
 
 
 # --- what a checkpoint holds, when one is written, and which are kept -----------------------------------
