@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from genkit.compare.evaluate import EvaluationOptions, evaluate
 from genkit.compare.runner import Comparison, compare
@@ -31,6 +32,7 @@ from genkit.processes import locked, rank, world
 from genkit.randomness import RankGenerator, keyed_generator
 from genkit.recipe import Recipe, draw, load, read_environment, train
 from genkit.training import TrainerOptions, TrainingOptions, fit
+from genkit.training.fsdp import shard
 from genkit.types import Batch
 from genkit.unmasking import UNMASKERS
 from tests.objectives.models import build, data_of, split
@@ -439,22 +441,33 @@ ECONOMIES: list[dict[str, Any]] = [
 
 
 def fits(folder: Path, trainer: TrainerOptions) -> list[list[float]]:
-    """Of each: the losses, and the sum of the weights' sizes."""
+    """Of each: the losses, and the sum of the weights' sizes. Of weights that are shared each process holds half."""
+
+    def halved(objective: Objective, *others: Any) -> None:
+        whole = sum(p.numel() for p in objective.parameters())
+        shard(objective, *others)
+        parts = [p.to_local() for p in objective.parameters() if isinstance(p, DTensor)]
+        assert 0.45 < sum(p.numel() for p in parts) / whole < 0.55
+
     found = []
-    for number, economy in enumerate(ECONOMIES):
-        name, given = economy.get("objective", "flow_matching"), {**economy, "objective": None}
-        del given["objective"]
-        model, out = build(name, data_of(name)[0]), folder / str(number)
-        common = {"steps": 3, "batch_size": 8, "log_every": 1, "warmup": 1, "ema": 0.9, "checkpoint_every": 2}
-        fit(
-            model,
-            split(model.spec),
-            TrainingOptions(**common | given),
-            out,
-            trainer=trainer,
-            tensorboard=False,
-        )
-        found.append([*losses(out).tolist(), sum(float(p.detach().abs().sum()) for p in model.parameters())])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("genkit.training.module.shard", halved)
+        for number, economy in enumerate(ECONOMIES):
+            name = economy.get("objective", "flow_matching")
+            common = {
+                "steps": 3,
+                "batch_size": 8,
+                "log_every": 1,
+                "warmup": 1,
+                "ema": 0.9,
+                "checkpoint_every": 2,
+            }
+            options = TrainingOptions(**common | {k: v for k, v in economy.items() if k != "objective"})
+            model, out = build(name, data_of(name)[0]), folder / str(number)
+            fit(model, split(model.spec), options, out, trainer=trainer, tensorboard=False)
+            found.append(
+                [*losses(out).tolist(), sum(float(p.detach().abs().sum()) for p in model.parameters())]
+            )
     return found
 
 
