@@ -31,7 +31,7 @@ def rank() -> int:
 @contextmanager
 def together() -> Iterator[None]:
     """The processes that torchrun or SLURM started meet, for what they do between them (see `parts`); alone where there
-    is one. Those that Lightning starts meet when they train. Raises GenkitError when they cannot."""
+    is one. Those that Lightning starts meet when they train. Raises GenkitError when they cannot, or one has ended."""
     size = world()
     if size == 1:
         yield
@@ -56,9 +56,11 @@ def together() -> Iterator[None]:
             "they are to be exported"
         ) from None
     try:
-        yield
+        with complete(size):
+            yield
     finally:
-        distributed.destroy_process_group()
+        with suppress(RuntimeError):  # of which one has ended
+            distributed.destroy_process_group()
 
 
 def world() -> int:
@@ -110,11 +112,27 @@ def meet() -> None:
     count = parts()[1]
     if count == 1:
         return
-    try:
+    with complete(count):
         distributed.barrier()
+
+
+@contextmanager
+def complete(count: int) -> Iterator[None]:
+    """Raises GenkitError where another of `count` processes has ended."""
+    try:
+        yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        if not lost(error):
+            raise
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise GenkitError(f"another of the {count} processes ended ({reason})") from None
+
+
+def lost(error: Exception) -> bool:
+    """Whether torch raises it where a process has ended."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
 from genkit.backbone import Transformer
@@ -26,7 +25,7 @@ from genkit.data.base import KeyedBatches, Split
 from genkit.errors import GenkitError, choose
 from genkit.memory import check_memory
 from genkit.objectives import OBJECTIVES, Objective
-from genkit.processes import world
+from genkit.processes import lost, world
 from genkit.training.ahead import Ahead, Prepared
 from genkit.training.bad_steps import BadSteps
 from genkit.training.callbacks import (
@@ -298,7 +297,7 @@ def cause_of(error: Exception, last: Path, options: TrainingOptions, processes: 
         error, (ImportError, torch._dynamo.exc.TorchDynamoException)
     ):
         return f"training: compile: the backend '{options.compile}' failed: {' '.join(text.splitlines()[:2])}"
-    if processes > 1 and (isinstance(error, DistError) or "gloo" in text):
+    if processes > 1 and lost(error):
         return (
             f"another of the {processes} processes ended ({text.split('. ')[0]}). {last} keeps what was trained until "
             "the last checkpoint: the same command goes on from there, also with another number of devices"

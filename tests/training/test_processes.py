@@ -28,9 +28,9 @@ from genkit.compare.evaluate import EvaluationOptions, evaluate
 from genkit.compare.runner import Comparison, compare
 from genkit.errors import GenkitError
 from genkit.objectives import OBJECTIVES, Objective
-from genkit.processes import locked, rank, world
+from genkit.processes import complete, locked, rank, together, world
 from genkit.randomness import RankGenerator, keyed_generator
-from genkit.recipe import Recipe, draw, load, read_environment, train
+from genkit.recipe import Recipe, draw, joined, load, read_environment, train
 from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.training.fsdp import shard
 from genkit.types import Batch
@@ -302,6 +302,28 @@ def two_processes(code: str) -> list[tuple[str, str]]:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], said
     return said
+
+
+def test_of_two_processes_that_work_together_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other, which waits for its rows, says so."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in {**given, "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    code = "import os; from genkit.processes import together\nwith together(): os._exit(0)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "RANK": "1", "LOCAL_RANK": "1"}
+    ) as other:
+        try:
+            with pytest.raises(GenkitError, match=r"^another of the 2 processes ended \("), together():
+                joined(torch.zeros(1, 2), [1, 1])
+            with pytest.raises(RuntimeError, match="of our own"), complete(2):
+                raise RuntimeError("of our own")
+        finally:
+            other.kill()
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.slow
