@@ -117,12 +117,13 @@ def right_answers(report: Json) -> str:
 
 
 def most_likely(report: Json) -> str:
-    """Who gives test data the highest likelihood, as a further sentence; empty where no two arms have one."""
-    found = {name: likelihood(arm) for name, arm in report["arms"].items()}
+    """Who gives test data the highest likelihood, as a further sentence; empty where no two arms have one, or one is told
+    more of a sample than another."""
+    found = {name: value for name, arm in report["arms"].items() if (value := likelihood(arm))}
+    if len({kind.partition(", ")[2] for _, _, kind in found.values()}) > 1:
+        return ""
     count = seeds(report)
-    values = {
-        name: Stat(value[0], value[1] if count > 1 else None, count) for name, value in found.items() if value
-    }
+    values = {name: Stat(value[0], value[1] if count > 1 else None, count) for name, value in found.items()}
     names = best(values, lower=True)
     return f" Lowest {unit(report)}: {' or '.join(names)} at {values[names[0]].mean:.2f}." if names else ""
 

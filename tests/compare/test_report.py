@@ -392,6 +392,8 @@ def test_a_headline_of_text_says_who_gives_it_the_highest_likelihood():
     assert headline(report).endswith(" Lowest bits/char: autoregressive at 2.30.")
     report["arms"]["masked"]["runs"][0]["bits_per_dim"]["value"] = 2.38
     assert headline(report).endswith(" Lowest bits/char: autoregressive or masked at 2.30.")
+    report["arms"]["masked"]["runs"][0]["bits_per_dim"]["given"] = "y"
+    assert "bits/char" not in headline(report)
 
 
 def test_unmaskers_are_printed_for_one_run():
