@@ -117,8 +117,8 @@ def right_answers(report: Json) -> str:
 
 
 def most_likely(report: Json) -> str:
-    """Who gives test data the highest likelihood, as a further sentence; empty where no two arms have one, or one is told
-    more of a sample than another."""
+    """Who gives test data the highest likelihood, as a further sentence; empty where no two arms have one, or some are
+    told more of a sample than others."""
     found = {name: value for name, arm in report["arms"].items() if (value := likelihood(arm))}
     if len({kind.partition(", ")[2] for _, _, kind in found.values()}) > 1:
         return ""
