@@ -51,7 +51,7 @@ class EvaluationOptions:
     steps: numbers of steps of the solver or unmasker.
     solver: with which they are sampled; null for each run's own (`sampling.solver`).
     inverter: with which normalizing flows are; null for each run's own (`sampling.inverter`).
-    unmasker: with which discrete models are, where they can take it.
+    unmasker: with which discrete models are, where they can take it; null for each run's own (`sampling.unmasker`).
     unmaskers: more of them (names, or mappings with options), to compare: discrete models are also sampled with each
         that they can take, at each number of steps, or as it is where it has none. unmaskers_on: the arms of a
         comparison for which that is done; null for all.
@@ -73,7 +73,7 @@ class EvaluationOptions:
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
     solver: Solver | str | None = "euler"
     inverter: Inverter | str | None = None
-    unmasker: Unmasker | str = "ancestral"
+    unmasker: Unmasker | str | None = "ancestral"
     unmaskers: list[str | dict[str, Any]] = field(default_factory=list)
     unmaskers_on: list[str] | None = None
     control: list[str | dict[str, Any]] = field(default_factory=list)
@@ -108,7 +108,8 @@ class EvaluationOptions:
                 SOLVERS.build(self.solver, steps=steps)  # a fitted grid has one number of them
             if self.inverter is not None:
                 INVERTERS.build(self.inverter)
-            UNMASKERS.build(self.unmasker)
+            if self.unmasker is not None:
+                UNMASKERS.build(self.unmasker)
             self.compared()
             self.controls()
             LikelihoodOptions(self.divergence, self.probes, tolerance=self.likelihood_tolerance)
@@ -414,9 +415,10 @@ def samplers(
 
 
 def main_unmasker(run: Run, options: EvaluationOptions) -> Unmasker | str:
-    """The unmasker of the evaluation, or the model's own where it cannot take that one."""
-    able = run.objective.takes(UNMASKERS.build(options.unmasker))
-    return options.unmasker if able else run.objective.default_sampler
+    """The unmasker of the evaluation, or the run's own where that is null, or the model cannot take it."""
+    if options.unmasker is not None and run.objective.takes(UNMASKERS.build(options.unmasker)):
+        return options.unmasker
+    return run.recipe.config["sampling"]["unmasker"] or run.objective.default_sampler
 
 
 def without_steps(unmasker: object) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from genkit.compare import evaluate as evaluation
-from genkit.compare.evaluate import EvaluationOptions, check_given, evaluate
+from genkit.compare.evaluate import EvaluationOptions, check_given, evaluate, samplers
 from genkit.compare.runner import evaluated
 from genkit.data.base import DATASETS
 from genkit.errors import GenkitError
@@ -21,6 +22,7 @@ from genkit.randomness import keyed_generator
 from genkit.recipe import Recipe, Run, train
 from genkit.registry import PLUGINS
 from genkit.types import LogProb
+from genkit.unmasking import UNMASKERS
 
 DATA = {"name": "8gaussians", "n_train": 60, "n_test": 40}
 SMALL = {
@@ -319,6 +321,18 @@ def test_models_are_sampled_with_each_unmasker_that_they_take(writer, tmp_path):
     uniform = text_recipe(tmp_path, "discrete_flow_matching", source="uniform")
     run = train(uniform, tmp_path / "uniform")
     assert [*evaluate(run, options, options.judge(run.dataset))[0]["unmasking"]] == ["ancestral"]
+
+
+def test_a_run_is_sampled_with_its_own_unmasker_where_the_evaluation_names_none(writer, reader):
+    recipe = copy.deepcopy(writer.recipe)
+    recipe.config["sampling"]["unmasker"] = {"name": "confidence", "noise": 0.5}
+    run = copy.copy(writer)
+    run.recipe = recipe
+    (steps, sampler), *_ = samplers(run, of_text(unmasker=None, steps=[3]))
+    assert (steps, UNMASKERS.name_of(sampler), sampler.noise, sampler.steps) == (3, "confidence", 0.5, 3)
+    for model, options in ((run, {}), (writer, {"unmasker": None})):
+        assert UNMASKERS.name_of(samplers(model, of_text(**options))[0][1]) == "ancestral"
+    assert UNMASKERS.name_of(samplers(reader, of_text())[0][1]) == "left_to_right"
 
 
 def test_flows_take_no_unmasker(flow):
