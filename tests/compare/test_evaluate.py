@@ -328,8 +328,8 @@ def test_a_run_is_sampled_with_its_own_unmasker_where_the_evaluation_names_none(
     recipe.config["sampling"]["unmasker"] = {"name": "confidence", "noise": 0.5}
     run = copy.copy(writer)
     run.recipe = recipe
-    (steps, sampler), *_ = samplers(run, of_text(unmasker=None, steps=[3]))
-    assert (steps, UNMASKERS.name_of(sampler), sampler.noise, sampler.steps) == (3, "confidence", 0.5, 3)
+    (steps, sampler), *_ = samplers(run, of_text(unmasker=None))
+    assert (steps, UNMASKERS.name_of(sampler), sampler.noise, sampler.steps) == (2, "confidence", 0.5, 2)
     for model, options in ((run, {}), (writer, {"unmasker": None})):
         assert UNMASKERS.name_of(samplers(model, of_text(**options))[0][1]) == "ancestral"
     assert UNMASKERS.name_of(samplers(reader, of_text())[0][1]) == "left_to_right"
