@@ -29,9 +29,10 @@ SPLITS = ("train", "test")
 
 
 class Split(abc.ABC):
-    """The rows of one part of a data set. y: the classes (N,) or conditions (N, K) of all of them, or None."""
+    """The rows of one part of a data set. y: the classes (N,) or conditions (N, K) of all of them, which a split that has
+    such sets; else None."""
 
-    y: Tensor | None
+    y: Tensor | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

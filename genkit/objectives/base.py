@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genkit.backbone import ModelOptions, Tokens, Transformer, tokens_of
-from genkit.data.base import Split
+from genkit.data.base import Split, whole
 from genkit.errors import GenkitError
 from genkit.guidance import GUIDANCES, Guidance
 from genkit.guidance.base import Predicted, no_guide
@@ -99,7 +99,7 @@ class Objective(nn.Module, abc.ABC):
         if self.conditional:
             if data.y is None:
                 raise GenkitError(f"the rows of '{self.spec.name}' come without the y that its spec says")
-            self.labels(len(data), data.y)
+            self.labels(len(data), whole(data.y))
             if self.classes is not None and bool((data.y < 0).any()):
                 raise GenkitError(
                     f"class -1 is the null: '{self.spec.name}' has classes 0 to {self.classes - 1}"

@@ -154,6 +154,21 @@ def test_log_prob_has_a_row_a_sample_and_a_kind(name: str) -> None:
     assert not torch.allclose(found.value, log_prob(objective, rows.x, (rows.y + 1) % 3).value, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_classes_may_be_stored_as_any_whole_numbers(dtype: torch.dtype) -> None:
+    model = build("flow_matching", LABELLED)
+    model.setup(TensorSplit(torch.zeros(6, 3), (torch.arange(6) % 3).to(dtype)))
+
+
+def test_a_split_of_ones_own_without_y_is_named() -> None:
+    class Own(TensorSplit):
+        def __init__(self) -> None:
+            self.x = torch.zeros(6, 3)
+
+    with pytest.raises(GenkitError, match="come without the y that its spec says"):
+        build("flow_matching", LABELLED).setup(Own())
+
+
 @pytest.mark.parametrize(
     ("y", "message"),
     [
