@@ -29,8 +29,8 @@ SPLITS = ("train", "test")
 
 
 class Split(abc.ABC):
-    """The rows of one part of a data set. y: the classes (N,) or conditions (N, K) of all of them, which a split that has
-    such sets; else None."""
+    """The rows of one part of a data set. y: the classes (N,) or conditions (N, K) of all, set by a split that has
+    some; else None."""
 
     y: Tensor | None = None
 
