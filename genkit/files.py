@@ -17,13 +17,11 @@ from genkit.errors import GenkitError
 def read_bytes(path: Path, what: str) -> bytes:
     """The content of a file that an error calls `what`.
 
-    Raises GenkitError for a file that is missing (naming the nearest one beside it), a folder, a device or pipe, which
-    may have no end, and what cannot be read.
+    Raises GenkitError for a file that is missing (naming the nearest one beside it), a folder, a device or pipe, and
+    what cannot be read.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise GenkitError(f"{what} {path} is no file, but a device or a pipe")
-        return path.read_bytes()
+        return ending(path).read_bytes()
     except IsADirectoryError:
         raise GenkitError(f"{what} {path} is a folder; give a file in it") from None
     except FileNotFoundError:
@@ -34,6 +32,13 @@ def read_bytes(path: Path, what: str) -> bytes:
         raise GenkitError(f"{what} {path} is missing{hint}") from None
     except OSError as error:
         raise GenkitError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+
+
+def ending(path: Path) -> Path:
+    """The same path. Raises OSError for a device or a pipe, which may have no end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError("it is no file, but a device or a pipe")
+    return path
 
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
@@ -110,6 +115,14 @@ def free_name(name: object) -> bool:
         and name.isprintable()
         and name[0] != "."
     )
+
+
+def check_text(path: Path) -> None:
+    """Raises GenkitError for a path that is no UTF-8, which cannot be logged or told."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise GenkitError(f"cannot write {path}: its name is no UTF-8") from None
 
 
 def check_links(folder: Path) -> None:

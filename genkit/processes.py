@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from genkit.errors import GenkitError
-from genkit.files import check_links, write_json
+from genkit.files import check_links, check_text, write_json
 
 OF_NODE = ("NODE_RANK", "LOCAL_RANK")  # of processes that Lightning starts itself
 BY_HAND = ("bash", "interactive")  # names of SLURM jobs whose processes a person starts, as Lightning has it
@@ -140,13 +140,15 @@ def locked(folder: Path) -> Iterator[None]:
     """Holds the folder of a run, or of a comparison, for this process until it ends, however it ends. Only the first
     process of a run takes it.
 
-    Raises GenkitError, which names the holder, when another process has it, and for a link out of the folder.
+    Raises GenkitError, which names the holder, when another process has it, for a link out of the folder, and for
+    a name that is no UTF-8.
     """
     if rank() > 0:
         yield
         return
     from filelock import FileLock, Timeout
 
+    check_text(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_links(folder)

@@ -397,6 +397,14 @@ def test_teacher_of_another_shape(capsys, compared, tmp_path):
     refused(capsys, ["train", str(recipe), "--out", str(tmp_path / "run")], "(1, 8, 8)", "(2,)")
 
 
+@pytest.mark.parametrize("command", ["train", "compare", "sample"])
+def test_a_name_that_is_no_utf8_is_refused_before_any_work(capsys, tmp_path, command):
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    recipes = {"train": "examples/moons.yaml", "compare": "recipes/compare/moons.yaml"}
+    refused(capsys, [command, str(ROOT / recipes.get(command, "")), "--out", out], "its name is no UTF-8")
+    assert not list(tmp_path.iterdir())
+
+
 def test_corrupt_and_missing_weights(capsys, compared, tmp_path):
     import shutil
 

@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from genkit.__main__ import main
-from genkit.compare.runner import Comparison
+from genkit.compare.runner import Comparison, kept_evaluation
 from genkit.couplings import COUPLINGS
 from genkit.data.audio import read_wav, write_wav
 from genkit.data.base import Encoded, TensorSplit
@@ -38,6 +38,7 @@ from genkit.errors import GenkitError
 from genkit.files import free_name
 from genkit.metrics import extractor
 from genkit.recipe import load, read_yaml
+from genkit.training.callbacks import read_rows
 from genkit.training.fit import read_checkpoint
 from genkit.types import StandardNormal
 
@@ -525,6 +526,18 @@ def test_text_from_a_device_has_no_end(tmp_path: Path, capsys) -> None:
     for path in ("/dev/zero", str(tmp_path / "pipe")):
         (tmp_path / "r.yaml").write_text(RECIPE.replace(POINTS, f"{{name: pydoc, file: {path}}}"))
         assert "but a device or a pipe" in told(capsys, ["train", str(tmp_path / "r.yaml")])
+
+
+def test_a_pipe_in_a_run_is_not_waited_for(tmp_path: Path) -> None:
+    pipe, kept = tmp_path / "pipe", tmp_path / "evaluation.json"
+    os.mkfifo(pipe)
+    kept.write_text('{"key": "1", "hash": "", "result": null}')
+    for read in (read_checkpoint, read_rows):
+        with pytest.raises(
+            GenkitError, match=f"{pipe} cannot be read.*it is no file, but a device or a pipe"
+        ):
+            read(pipe)
+    assert kept_evaluation(pipe, pipe, "1") is kept_evaluation(kept, pipe, "1") is None
 
 
 # --- damage -------------------------------------------------------------------------------------------

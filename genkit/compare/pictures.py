@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genkit.data.base import Shown
 from genkit.errors import GenkitError
-from genkit.files import write_atomically
+from genkit.files import check_text, write_atomically
 from genkit.types import DataSpec
 
 SUFFIXES = (".png", ".txt", ".wav", ".npy", ".safetensors")
@@ -24,6 +24,7 @@ def writable(path: Path, suffixes: tuple[str, ...] = ()) -> None:
     """Raises GenkitError, before any work, for a path that cannot be written or ends in none of `suffixes`."""
     if suffixes and path.suffix not in suffixes:
         raise GenkitError(f"{path}: the file's ending must be one of {', '.join(suffixes)}")
+    check_text(path)
     try:
         if not path.name or path.is_dir():
             raise IsADirectoryError(21, "it is a folder")

@@ -34,7 +34,7 @@ from genkit.compare.evaluate import (
 )
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose, within
-from genkit.files import check_links, free_name, write_atomically, write_json, write_text
+from genkit.files import check_links, ending, free_name, write_atomically, write_json, write_text
 from genkit.guidance import build_guidance
 from genkit.metrics import Judge, in_turn
 from genkit.metrics.extractor import pinned, pinned_hash
@@ -437,8 +437,8 @@ def evaluated(
 def kept_evaluation(path: Path, samples: Path, key: str) -> dict[str, Any] | None:
     """The result in `path`, if both files are whole and were made from what `key` stands for."""
     try:
-        kept = json.loads(path.read_text())
-        with safe_open(samples, framework="pt") as file:
+        kept = json.loads(ending(path).read_text())
+        with safe_open(ending(samples), framework="pt") as file:
             keys = {kept["key"], (file.metadata() or {}).get("key")}
         whole = kept["hash"] == result_hash(kept["result"])
         return kept["result"] if keys == {key} and whole else None

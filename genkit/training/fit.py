@@ -16,7 +16,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
@@ -33,6 +32,7 @@ from genkit.training.callbacks import (
     AtomicCheckpointIO,
     Clipping,
     CsvLog,
+    EventLog,
     Report,
     StepCheckpoint,
     StopOnSignal,
@@ -130,12 +130,13 @@ def fit(
         checkpoint = StepCheckpoint(last, options, bad)
         log = CsvLog(folder / "metrics.csv", every=options.log_every, start=start)
         callbacks = [checkpoint, bad, stop, log, Watch(checkpoint, report, options.log_every)]
+        if tensorboard:
+            callbacks.append(EventLog(folder, every=options.log_every, start=start))
         if options.ema:
             callbacks.append(EMA(options.physical.ema, options.physical.kappa))
         if options.clip and options.logical_batch:
             callbacks.append(Clipping(options.clip))
-        logger = TensorBoardLogger(folder, name="tensorboard", version="") if tensorboard else False
-        lightning = build_trainer(trainer, options, folder, callbacks, logger)
+        lightning = build_trainer(trainer, options, folder, callbacks)
         with explained(last, options, lightning.world_size):
             if start < options.physical.steps:
                 loader = Loader(split, options, seed)
@@ -196,7 +197,6 @@ def build_trainer(
     options: TrainingOptions,
     folder: Path,
     callbacks: list[L.Callback],
-    logger: Any,
 ) -> L.Trainer:
     """Raises GenkitError for a trainer that cannot be had."""
     quiet()
@@ -213,7 +213,7 @@ def build_trainer(
             gradient_clip_val=options.clip,
             log_every_n_steps=options.log_every,
             callbacks=callbacks,
-            logger=logger,
+            logger=False,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=folder,
             enable_progress_bar=False,
@@ -255,7 +255,7 @@ def check_training(objective: Objective, options: TrainingOptions, trainer: Trai
             f"{what} is not for the objective '{OBJECTIVES.name_of(objective)}', which differentiates a gradient: "
             f"take {cure}"
         )
-    return build_trainer(trainer, options, Path(), [], False).strategy.root_device
+    return build_trainer(trainer, options, Path(), []).strategy.root_device
 
 
 def check_sharded(trainer: TrainerOptions) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError, choose
+from genkit.files import ending
 from genkit.tensors import read_tensors
 
 PARTS = {"callbacks", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
@@ -22,7 +23,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Nothing in it can execute code. Each part has a checksum (CRC-32), which torch writes but does not read.
     """
     try:
-        with zipfile.ZipFile(path) as parts:
+        with zipfile.ZipFile(ending(path)) as parts:
             damaged = parts.testzip()
         if damaged is not None:
             raise ValueError(f"its part {damaged} is damaged")

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genkit.errors import GenkitError, Terminated
 from genkit.objectives import OBJECTIVES, Objective
 from genkit.objectives.flow_matching import FlowMatching
 from genkit.training import TrainerOptions, TrainingOptions, fit
-from genkit.training.callbacks import AtomicCheckpointIO, StepCheckpoint, StopOnSignal
+from genkit.training.callbacks import AtomicCheckpointIO, CsvLog, EventLog, StepCheckpoint, StopOnSignal
 from genkit.training.fit import Fitted, Loader
 from tests.objectives.models import IMAGES, build, data_of, model_of, model_options, split
 
@@ -37,6 +38,7 @@ def train(
     before: Callable[[int], None] | None = None,
     seed: int = 3,
     made_from: dict[str, str | None] | None = None,
+    tensorboard: bool = False,
     **options: Any,
 ) -> tuple[Objective, Fitted, list[int]]:
     """Twelve steps with dropout, so that torch's own generator has a say; `before` is called at each batch."""
@@ -62,7 +64,7 @@ def train(
         seed=seed,
         trainer=CPU,
         made_from=made_from,
-        tensorboard=False,
+        tensorboard=tensorboard,
     )
     return objective, fitted, batches
 
@@ -406,3 +408,27 @@ def test_on_a_full_disk_the_run_stops_and_loses_nothing(small_disk: Path, tmp_pa
     resumed, _, batches = train(small_disk)
     assert len(batches) == 8
     assert_equal(whole, resumed)
+
+
+def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
+    """The rows of metrics.csv, also after a kill and a resume."""
+    with pytest.raises(Killed):
+        train(tmp_path, tensorboard=True, log_every=1, before=kill_at(7))
+    train(tmp_path, tensorboard=True, log_every=1)
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert shown.Tags()["scalars"] == [name for name in rows(tmp_path)[0] if name != "step"]
+    for name in shown.Tags()["scalars"]:
+        expected = [(int(row["step"]), pytest.approx(float(row[name]))) for row in rows(tmp_path)]
+        assert [(event.step, event.value) for event in shown.Scalars(name)] == expected, name
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+@pytest.mark.parametrize("make", [lambda run: CsvLog(run / "metrics.csv"), EventLog], ids=["csv", "events"])
+def test_a_log_of_a_run_that_was_removed_is_named(make: Callable, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    log = make(run)
+    log.log_metrics({"loss": 1.0}, 0)
+    shutil.rmtree(run)
+    with pytest.raises(GenkitError, match=f"^cannot write {log.path}: No such file"):
+        log.log_metrics({"loss": 1.0}, 1)
+    assert not run.exists()
