@@ -61,6 +61,20 @@ class RankGenerator(torch.Generator):
         return slice(k * self.first, k * (self.first + self.count)), k * self.total
 
 
+def streams(generator: torch.Generator, count: int) -> list[torch.Generator]:
+    """Generators for `count` parts of what is drawn, from one draw: how much is drawn for one part does not move the
+    others. Those of a RankGenerator are such, too."""
+    seeds = torch.randint(2**62, (count,), generator=generator, device=generator.device).tolist()
+    own = [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
+    if not isinstance(generator, RankGenerator):
+        return own
+    common, (first, rows, total) = generator.common, (generator.first, generator.count, generator.total)
+    return [
+        RankGenerator.of(one, mine, first, rows, total)
+        for one, mine in zip(streams(common, count), own, strict=True)
+    ]
+
+
 def sample_like(
     kind: Callable[..., Tensor],
     like: Tensor,

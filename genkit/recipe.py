@@ -623,8 +623,9 @@ def draw(
     """`Objective.sample`, of which each of several processes does its part of the rows; all have all of them.
 
     They are the rows of one process, but for rounding, and the tolerance of samplers that choose their steps by the
-    rows of a batch: solvers that adapt, Jacobi's iteration. Unmaskers tell a network of time how much of a batch is
-    revealed, where it is by the rows: `entropy`, and what goes by prompts of several lengths.
+    rows of a batch: solvers that adapt, Jacobi's iteration; and, with `steps: null` and prompts of several lengths,
+    unmaskers of a network that is told the time. nfe is that of the process with the most calls: unmaskers make none
+    where no row of a process has a symbol to reveal.
     """
     index, count = parts()
     known: dict[str, Any] = {} if given is None else {"given": given}

@@ -151,12 +151,20 @@ class Registry(Generic[T]):
 
 
 def check_methods(cls: type, base: type, where: str, *, given: int = 0) -> None:
-    """Raises GenkitError unless `cls` has the methods of `base`, each of which can be called as that of `base`, and a
-    constructor that takes `given` arguments by position, and its options by name."""
+    """Raises GenkitError unless `cls` has the methods of `base`, and those that abstract classes between the two ask
+    for, each of which can be called as theirs, and a constructor that takes `given` arguments by position, and its
+    options by name."""
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         raise GenkitError(f"{where}: {cls.__name__} does not define {', '.join(missing)}")
-    for name, ours in vars(base).items():
-        theirs = getattr(cls, name)
+    between = [parent for parent in cls.__mro__[1:] if issubclass(parent, base) and parent is not base]
+    asked = [
+        (p, name)
+        for p in between
+        for name in vars(p)
+        if getattr(vars(p)[name], "__isabstractmethod__", False)
+    ]
+    for owner, name in [*asked, *((base, name) for name in vars(base))]:
+        ours, theirs = vars(owner)[name], getattr(cls, name)
         if not inspect.isfunction(ours) or theirs is ours or name == "__init__":
             continue
         parameters = [p for p in inspect.signature(ours).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -167,7 +175,7 @@ def check_methods(cls: type, base: type, where: str, *, given: int = 0) -> None:
             except (TypeError, ValueError) as error:
                 raise GenkitError(
                     f"{where}: {cls.__name__}.{name}{_plain(theirs)} must be callable as "
-                    f"{base.__name__}.{name}{_plain(ours)}: {error}"
+                    f"{owner.__name__}.{name}{_plain(ours)}: {error}"
                 ) from None
     constructor = inspect.signature(cls)
     if loose := [p for p in constructor.parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]:

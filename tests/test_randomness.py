@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from genkit.randomness import keyed_generator
+from genkit.randomness import RankGenerator, keyed_generator, sample_like, streams
 
 
 def test_equal_keys_give_equal_streams() -> None:
@@ -32,3 +32,16 @@ def test_the_stream_is_the_same_in_another_process() -> None:
 def test_a_key_of_another_type_is_refused() -> None:
     with pytest.raises(TypeError):
         keyed_generator(0, torch.tensor(1))  # type: ignore[arg-type]
+
+
+def test_streams_are_those_of_all_processes_and_do_not_move_each_other() -> None:
+    whole = [sample_like(torch.rand, torch.zeros(6), one) for one in streams(keyed_generator(0), 3)]
+    assert len({float(part[0]) for part in whole}) == 3
+    for first, count in ((0, 2), (2, 4)):
+        rank = RankGenerator.of(keyed_generator(0), keyed_generator(0, first), first, count, 6)
+        parts = streams(rank, 3)
+        torch.rand(5, generator=parts[0])  # of its own
+        for part, expected in zip(parts[1:], whole[1:], strict=True):
+            assert torch.equal(
+                sample_like(torch.rand, torch.zeros(count), part), expected[first : first + count]
+            )

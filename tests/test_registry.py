@@ -257,6 +257,27 @@ def test_a_class_of_another_signature_is_refused(zoo, body, message):
     assert "mine" not in registry.names()
 
 
+def test_a_class_is_held_to_the_hooks_of_a_class_between(zoo):
+    class Base(abc.ABC):
+        @abc.abstractmethod
+        def run(self): ...
+
+    class Between(Base):
+        def run(self):
+            return self.score(1, 2)
+
+        @abc.abstractmethod
+        def score(self, x, chance): ...
+
+    class Mine(Between):
+        def score(self, x, *, generator=None): ...
+
+    with pytest.raises(
+        GenkitError, match=r"Mine.score\(.*\) must be callable as Between.score\(self, x, chance\)"
+    ):
+        Registry(Base, "runner", zoo.package).register("mine")(Mine)
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -155,13 +155,19 @@ def the_generator_decides(case: Case) -> Finding:
 
 @LAWS.law
 def parts_draw_what_the_whole_draws(case: Case) -> Finding:
-    """Of several processes each reveals its part of the rows, and they are the rows that one would reveal: draw by
-    `uniform`, for all rows and positions at a time, whether they are needed or not."""
-    whole, found = case.sample(7)[0].x, []
-    for first, count in ((0, 4), (4, 3)):
-        common, own = keyed_generator(0), keyed_generator(0, "own", first)
-        found.append(case.sample(count, generator=RankGenerator.of(common, own, first, count, 7))[0].x)
-    differ = float((torch.cat(found) != whole).sum())
+    """Of several processes each reveals its part of the rows, and they are the rows that one would reveal, also where
+    rows of one begin with given symbols: draw by `uniform`, for all rows and positions at a time, whether they are
+    needed or not."""
+    differ = 0.0
+    for known in (0, JOINT.length - 1):
+        given = torch.full((7, JOINT.length), -1)
+        given[:4, :known] = 0
+        whole, found = case.sample(7, given=given)[0].x, []
+        for first, count in ((0, 4), (4, 3)):
+            common, own = keyed_generator(0), keyed_generator(0, "own", first)
+            part = RankGenerator.of(common, own, first, count, 7)
+            found.append(case.sample(count, given=given[first : first + count], generator=part)[0].x)
+        differ += float((torch.cat(found) != whole).sum())
     return at_most(differ, 0, "symbols that differ between two processes and one:")
 
 

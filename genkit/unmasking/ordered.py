@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import GenkitError
+from genkit.randomness import streams
 from genkit.types import Generator
 from genkit.unmasking.base import (
     UNMASKERS,
@@ -38,8 +39,9 @@ class LeftToRight(Stepwise):
 class Blockwise(Unmasker):
     """Semi-autoregressive: blocks of positions from left to right, each unmasked by another method.
 
-    steps: of all blocks together (null: one symbol a step), at least one each; what `within` says of temperature and
-    top_p counts. block: positions of a block. within: the method inside a block.
+    steps: of all blocks together (null: one symbol a step), at least one each, of which those of a block that is given
+    are not taken; what `within` says of temperature and top_p counts. block: positions of a block. within: the method
+    inside a block.
     Arriola et al., Block Diffusion, https://arxiv.org/abs/2503.09573; Nie et al., LLaDA, https://arxiv.org/abs/2502.09992.
     """
 
@@ -61,19 +63,23 @@ class Blockwise(Unmasker):
     ) -> Unmasked:
         self.check(noise)
         place = torch.arange(x.shape[1], device=x.device) // self.block
-        parts = [free & (place == k) for k in place.unique().tolist()]
-        parts = [part for part in parts if bool(part.any())]
-        nfe, passes, before, total = 0, 0.0, 0.0, float(free.sum())
-        for k, part in enumerate(parts):
-            share = float(part.sum()) / total
-            steps = self.steps and max(1, (k + 1) * self.steps // len(parts) - k * self.steps // len(parts))
+        blocks = [free & (place == k) for k in place.unique().tolist()]
+        count = len(blocks)
+        own = [None] * count if generator is None else streams(generator, count)
+        nfe, passes = 0, 0.0
+        before = torch.zeros(len(x), device=x.device)  # of each row, the share that is revealed
+        for k, part in enumerate(blocks):
+            if not bool(part.any()):
+                continue
+            share = part.sum(1) / free.sum(1).clamp(min=1)
+            steps = self.steps and max(1, (k + 1) * self.steps // count - k * self.steps // count)
             within = self.within.paced(steps)
 
             def of_all(
-                alpha: Alpha, x: Tensor, rows: Tensor, before: float = before, share: float = share
+                alpha: Alpha, x: Tensor, rows: Tensor, before: Tensor = before, share: Tensor = share
             ) -> Tensor:
-                return predict(before + alpha * share, x, rows)
+                return predict(before[rows] + alpha * share[rows], x, rows)
 
-            done = within.sample(of_all, x, part, noise, generator=generator)
+            done = within.sample(of_all, x, part, noise, generator=own[k])
             x, nfe, passes, before = done.x, nfe + done.nfe, passes + done.passes, before + share
         return Unmasked(x, nfe, passes)

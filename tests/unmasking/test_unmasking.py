@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from genkit.errors import GenkitError
-from genkit.randomness import keyed_generator
+from genkit.randomness import RankGenerator, keyed_generator
 from genkit.unmasking import UNMASKERS, Noise, Unmasked
 from genkit.unmasking.base import Alpha, Denoiser, Predict, draw
 from genkit.unmasking.base import uniform as chances
@@ -484,3 +484,30 @@ def test_one_symbol_a_step_needs_masks() -> None:
 def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(GenkitError, match=message):
         UNMASKERS.build(name, **options)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("steps", [None, 32])
+def test_rows_of_blocks_depend_on_no_row_with_more_to_reveal(block: int, steps: int | None) -> None:
+    """Of a model that goes by alpha, too: each row is told its own share."""
+    told: list[Tensor] = []
+
+    def predict(alpha: Alpha, x: Tensor, rows: Tensor) -> Tensor:
+        share = torch.as_tensor(alpha).expand(len(x))
+        told.append(((x != JOINT.vocabulary) & free[rows]).sum(1) / free[rows].sum(1) - share)
+        return JOINT.predict(alpha, x, rows) * (1 + share[:, None, None])
+
+    free = torch.ones(64, JOINT.length, dtype=torch.bool)
+    free[:32, :2] = False
+    x = torch.where(free, JOINT.vocabulary, 0)
+    noise = Noise(torch.arange(JOINT.vocabulary), JOINT.vocabulary)
+    unmasker = UNMASKERS.build("blockwise", steps=steps, block=block)
+    whole = unmasker.sample(predict, x, free, noise, generator=keyed_generator(0)).x
+    assert all(apart.abs().max() < 1e-6 for apart in told)
+    all_free, found = free, []
+    for first in (0, 32):
+        rows = slice(first, first + 32)
+        free = all_free[rows]
+        part = RankGenerator.of(keyed_generator(0), keyed_generator(0, first), first, 32, 64)
+        found.append(unmasker.sample(predict, x[rows], free, noise, generator=part).x)
+    assert torch.equal(torch.cat(found), whole)
