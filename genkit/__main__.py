@@ -507,10 +507,13 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     options = EvaluationOptions(**resolve_options(EvaluationOptions, given, "evaluate"))
     with within("evaluate"):
         check_given(run, options, given)
+    unkept: list[GenkitError] = []
     with listening() as listener:
-        result = evaluated(run, options, listener)
+        result = evaluated(run, options, listener, unkept=unkept.append)
     if rank() == 0:
         print_evaluation(run.name, result)
+    for error in unkept:
+        print(f"genkit: the result is not kept: {error}", file=sys.stderr)
 
 
 def info_options(info: Parser) -> None:

@@ -189,6 +189,18 @@ def test_evaluate_prints_the_figures(compared, capsys):
     assert "4" in printed
 
 
+def test_evaluate_prints_the_figures_that_cannot_be_kept(compared, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(compared / "fm-ot", run, ignore=shutil.ignore_patterns("evaluation.json"))
+    (run / "evaluation.json").mkdir()  # nothing can be put in its place
+    assert main(["evaluate", str(run), "samples=20", "steps=[1]", "likelihood_rows=0"]) == 0
+    printed = capsys.readouterr()
+    assert "frechet" in printed.out
+    assert f"the result is not kept: cannot write {run}/evaluation.json: Is a directory" in printed.err
+
+
 def test_several_seeds_share_data_and_differ_in_the_rest(tmp_path):
     recipe = tmp_path / "two.yaml"
     recipe.write_text("data: digits\narms: {fm: {objective: flow_matching}}\n")

@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -400,12 +400,17 @@ def cost(run: Run, teacher: Run | None) -> dict[str, Any]:
 
 
 def evaluated(
-    run: Run, options: EvaluationOptions, listener: Listener | None = None, *, judge: Judge | None = None
+    run: Run,
+    options: EvaluationOptions,
+    listener: Listener | None = None,
+    *,
+    judge: Judge | None = None,
+    unkept: Callable[[GenkitError], None] | None = None,
 ) -> dict[str, Any]:
     """`evaluate`, from the run folder where it was done before for the same weights, data, options and code.
 
     Its evaluation.json and samples.safetensors, of a checkpoint evaluation_best.json and the like, each hold the key of
-    what they were made from.
+    what they were made from. unkept: told why they could not be written, which else is raised.
     """
     judge = judge or options.judge(run.dataset, options.scorer_of(run))
     options = options.of(run.recipe, run.objective)
@@ -428,9 +433,14 @@ def evaluated(
         run, options, judge, progress=lambda text: listener.message(run.name, text) if listener else None
     )
     if rank() == 0:
-        write_atomically(samples, lambda file: file.write(save(shown, metadata={"key": key})))
         kept = {"key": key, "options": plain, "extractor_hash": extractor, "result": result}
-        write_json(path, {**kept, "hash": result_hash(json.loads(json.dumps(result)))})
+        try:
+            write_atomically(samples, lambda file: file.write(save(shown, metadata={"key": key})))
+            write_json(path, {**kept, "hash": result_hash(json.loads(json.dumps(result)))})
+        except GenkitError as error:
+            if unkept is None:
+                raise
+            unkept(error)
     return result
 
 
