@@ -586,8 +586,9 @@ def _enlarged(images: np.ndarray, height: int) -> np.ndarray:
     return images[:, :, rows][:, :, :, columns]
 
 
-def _cloud_rows(heads: list[Head], count: int = 8) -> Figure:
-    """A row of clouds in space for each (caption, clouds (N, P, 3)) of each head."""
+def _cloud_rows(heads: list[Head]) -> Figure:
+    """A row of eight clouds in space for each (caption, clouds (N, P, 3)) of each head."""
+    count = 8
     lines = [(name, colour, label, x[:count]) for name, colour, rows in heads for label, x in rows]
     fig = Figure(figsize=(8.6, 0.95 * len(lines)), dpi=DPI, facecolor="white")
     fig.subplots_adjust(0.14, 0.0, 1.0, 1.0, 0.0, 0.0)

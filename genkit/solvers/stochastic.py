@@ -22,7 +22,7 @@ class Forward(Solver):
 
     needs = SCORE
 
-    def forward(self, t: Tensor, t_next: Tensor) -> None:
+    def check_rising(self, t: Tensor, t_next: Tensor) -> None:
         if t_next < t:
             raise GenkitError(
                 f"{SOLVERS.name_of(self)} adds noise and takes it away again: it goes from noise to data only, "
@@ -57,7 +57,7 @@ class EulerMaruyama(Forward):
     def step(
         self, field: Any, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None
     ) -> State:
-        self.forward(t, t_next)
+        self.check_rising(t, t_next)
         x, dt = state.x, t_next - t
         if not self.scale:
             return State(x + dt * field(t, x))
@@ -88,7 +88,7 @@ class Ancestral(Forward):
     def step(
         self, field: Any, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None
     ) -> State:
-        self.forward(t, t_next)
+        self.check_rising(t, t_next)
         alpha, sigma, _, _ = field.coefficients(t)
         alpha_next, sigma_next, _, _ = field.coefficients(t_next)
         data, noise = field.endpoints(t, state.x)
@@ -132,7 +132,7 @@ class StochasticHeun(Forward):
     def step(
         self, field: Any, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None
     ) -> State:
-        self.forward(t, t_next)
+        self.check_rising(t, t_next)
         x, first = state.x, t if state.memory is None else state.memory
         alpha, sigma, _, _ = field.coefficients(t)
         gamma = min(self.churn / self.steps, math.sqrt(2) - 1)

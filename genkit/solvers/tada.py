@@ -98,7 +98,7 @@ class TADA(Forward):
     def step(
         self, field: Any, t: Tensor, t_next: Tensor, state: State, *, generator: Generator = None
     ) -> State:
-        self.forward(t, t_next)
+        self.check_rising(t, t_next)
         n, at, at_next = self.variables, field.coefficients(t), field.coefficients(t_next)
         now, then = self.own_time(at), self.own_time(at_next)
         if state.memory is None:
