@@ -67,47 +67,6 @@ class ModelOptions:
             raise GenkitError(f"model: dropout must be in [0, 1), not {self.dropout}")
 
 
-def twice_differentiable() -> AbstractContextManager[None]:
-    """Attention that has a double backward and a JVP (fused kernels have neither); slower."""
-    return sdpa_kernel(SDPBackend.MATH)
-
-
-def recomputed(layer: nn.Module, *given: Any) -> Tensor:
-    """layer(*given), run again for the backward pass, under the attention that it has now."""
-    if torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled():
-        return checkpoint(layer, *given, use_reentrant=False)
-    return checkpoint(layer, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), Twice()))
-
-
-class Twice(AbstractContextManager[None]):
-    """`twice_differentiable()`, entered as often as there are backward passes."""
-
-    def __enter__(self) -> None:
-        self.within = twice_differentiable()
-        self.within.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.within.__exit__(*error)
-
-
-class Cache:
-    """Keys and values of the tokens seen so far, preallocated for `length` tokens: (layers, B, H, length, d)."""
-
-    def __init__(self, layers: int, batch: int, heads: int, length: int, head_dim: int, like: Tensor) -> None:
-        self.keys = like.new_empty(layers, batch, heads, length, head_dim)
-        self.values = torch.empty_like(self.keys)
-        self.filled = 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes (B, H, n, d) behind the filled part and returns all keys and values up to there."""
-        end = self.filled + k.shape[2]
-        if end > self.keys.shape[3]:
-            raise GenkitError(f"the cache holds {self.keys.shape[3]} tokens; {end} were given")
-        self.keys[layer, :, :, self.filled : end] = k
-        self.values[layer, :, :, self.filled : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-
 class Transformer(nn.Module):
     """The shared trunk. See the module's docstring for the flow of the data.
 
@@ -286,3 +245,44 @@ def _xavier(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, preallocated for `length` tokens: (layers, B, H, length, d)."""
+
+    def __init__(self, layers: int, batch: int, heads: int, length: int, head_dim: int, like: Tensor) -> None:
+        self.keys = like.new_empty(layers, batch, heads, length, head_dim)
+        self.values = torch.empty_like(self.keys)
+        self.filled = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes (B, H, n, d) behind the filled part and returns all keys and values up to there."""
+        end = self.filled + k.shape[2]
+        if end > self.keys.shape[3]:
+            raise GenkitError(f"the cache holds {self.keys.shape[3]} tokens; {end} were given")
+        self.keys[layer, :, :, self.filled : end] = k
+        self.values[layer, :, :, self.filled : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Attention that has a double backward and a JVP (fused kernels have neither); slower."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def recomputed(layer: nn.Module, *given: Any) -> Tensor:
+    """layer(*given), run again for the backward pass, under the attention that it has now."""
+    if torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled():
+        return checkpoint(layer, *given, use_reentrant=False)
+    return checkpoint(layer, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), Twice()))
+
+
+class Twice(AbstractContextManager[None]):
+    """`twice_differentiable()`, entered as often as there are backward passes."""
+
+    def __enter__(self) -> None:
+        self.within = twice_differentiable()
+        self.within.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.within.__exit__(*error)
