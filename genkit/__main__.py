@@ -2,7 +2,7 @@
 list | check | new.
 
 Exit status 0 when all went well, 1 when `check` finds a law broken, 2 for bad input (one message, no traceback),
-130 after Ctrl-C.
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,11 @@ class GenkitError(ValueError):
 
 class Terminated(Exception):
     """SIGTERM ended a training, whose checkpoint is saved. The command line exits with status 143."""
+
+
+def stopped_by(number: int) -> BaseException:
+    """What the signal that ended a training is raised as."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
 
 
 @contextmanager

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -29,7 +28,7 @@ from torch import Tensor, distributed
 
 from genkit.backbone import ModelOptions
 from genkit.data.base import DATASETS, Codec, Dataset, Shown
-from genkit.errors import GenkitError, Terminated, a, choose, within
+from genkit.errors import GenkitError, a, choose, stopped_by, within
 from genkit.files import free_name, write_json, write_text
 from genkit.guidance import GUIDANCES, Guidance, build_guidance
 from genkit.inversion import INVERTERS, Inverter
@@ -820,7 +819,7 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         report=report,
     )
     if fitted.stopped and fitted.steps < options.physical.steps:
-        raise KeyboardInterrupt if fitted.stopped == signal.SIGINT else Terminated
+        raise stopped_by(fitted.stopped)
     objective.eval().requires_grad_(False)
     environment |= {
         "finished": True,
@@ -840,6 +839,8 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         write_tensors(folder / "model.safetensors", objective.state_dict(), about)
         write_json(folder / "environment.json", environment)
     meet()  # the weights are there for all
+    if fitted.stopped:  # in its last step: a comparison must not go on to its next arm
+        raise stopped_by(fitted.stopped)
     return Run(folder, recipe, objective, environment)
 
 

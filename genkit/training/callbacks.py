@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn.utils import get_total_norm
 
-from genkit.errors import GenkitError, Terminated, choose
+from genkit.errors import GenkitError, choose, stopped_by
 from genkit.files import ending, link_atomically, write_atomically
 from genkit.processes import rank
 from genkit.tensors import write_tensors
@@ -254,7 +254,7 @@ class StopOnSignal(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if isinstance(error, SystemExit) and self.received is not None:
-            raise KeyboardInterrupt if self.received == signal.SIGINT else Terminated
+            raise stopped_by(self.received)
 
     def _listen(self) -> dict[int, Any]:
         """Returns what listened before."""

@@ -21,7 +21,7 @@ from genkit.compare.evaluate import EvaluationOptions
 from genkit.compare.figures import tensors
 from genkit.compare.report import write_report
 from genkit.compare.runner import Comparison, compare, evaluated, train_arm
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, Terminated
 from genkit.processes import locked
 from genkit.recipe import Recipe, load, train
 from tests.compare.test_evaluate import DATA, SMALL, text_file
@@ -250,6 +250,23 @@ def test_a_run_that_is_being_trained_is_not_put_aside(comparison, tmp_path):
     (aside,) = (tmp_path / "out/stale").iterdir()
     assert load(aside).environment["steps"] == 1
     assert not (aside / ".holder.json").exists()
+
+
+def test_a_signal_in_the_last_step_of_an_arm_ends_the_comparison(comparison, tmp_path):
+    """The arm is finished, and the next not begun."""
+
+    class Stops:
+        def training(self, arm, step, steps, loss):
+            if step == steps:
+                signal.raise_signal(signal.SIGTERM)
+
+        def message(self, arm, text): ...
+
+    made = comparison({"one": "flow_matching", "two": "flow_matching"})
+    with pytest.raises(Terminated):
+        compare(made, tmp_path / "out", listener=Stops())
+    assert load(tmp_path / "out/one").environment["finished"]
+    assert not (tmp_path / "out/two").exists()
 
 
 def test_a_folder_is_for_one_comparison_at_a_time(comparison, untrained, tmp_path, monkeypatch, capsys):
