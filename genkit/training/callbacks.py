@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,9 +17,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn.utils import get_total_norm
@@ -292,29 +287,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if (row.get("step") or "").isdecimal() and None not in (*row, *row.values())]
 
 
-class Log(Callback):
-    """Takes a row of each logged step, in the first process.
+class CsvLog(Callback):
+    """`metrics.csv`: a row for each logged step. Rows of steps that a resumed run takes again are dropped.
 
     No logger of Lightning's, which write after a step's checkpoint: a kill between the two would lose a row.
     """
-
-    every: int
-
-    def write(self, step: int, row: dict[str, float]) -> None:
-        raise NotImplementedError
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        self.write(step, {name: float(value) for name, value in metrics.items() if name != "epoch"})
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        step = trainer.global_step
-        if ends_step(pl_module, *batch) and (step % self.every == 0 or trainer.should_stop):
-            self.log_metrics(trainer.logged_metrics, step - 1)
-
-
-class CsvLog(Log):
-    """`metrics.csv`: a row for each logged step. Rows of steps that a resumed run takes again are dropped."""
 
     def __init__(self, path: Path, *, every: int = 1, start: int = 0) -> None:
         self.path, self.every, self.fields = path, every, ["step", "loss"]
@@ -325,8 +302,9 @@ class CsvLog(Log):
         if rank() == 0:
             self._write(kept, "w")
 
-    def write(self, step: int, row: dict[str, float]) -> None:
-        row = {"step": step, **row}
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        row = {"step": step, **{name: float(value) for name, value in metrics.items() if name != "epoch"}}
         new = [name for name in row if name not in self.fields]
         if new:
             earlier: list[Any] = read_rows(self.path)
@@ -334,6 +312,11 @@ class CsvLog(Log):
             self._write([*earlier, row], "w")
         else:
             self._write([row], "a")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        step = trainer.global_step
+        if ends_step(pl_module, *batch) and (step % self.every == 0 or trainer.should_stop):
+            self.log_metrics(trainer.logged_metrics, step - 1)
 
     def _write(self, rows: list[Any], mode: str) -> None:
         text = io.StringIO(newline="")
@@ -343,42 +326,9 @@ class CsvLog(Log):
         writer.writerows(rows)
         if mode == "w":  # as a whole: a kill here must not lose the rows of hours
             write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
-        else:
-            append(self.path, text.getvalue().encode())
-
-
-class EventLog(Log):
-    """`tensorboard/`: the rows of metrics.csv as events, a file for each start, which drops the steps it takes again.
-
-    TensorBoard's own writer is a thread, which tells by itself of what it cannot write.
-    """
-
-    def __init__(self, folder: Path, *, every: int = 1, start: int = 0) -> None:
-        self.every = every
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self.path = folder / "tensorboard" / name
-        begin = Event(step=start, session_log=SessionLog(status=SessionLog.START))
-        if rank() == 0:
-            content = record(Event(file_version="brain.Event:2")) + record(begin)
-            write_atomically(self.path, lambda file: file.write(content))
-
-    def write(self, step: int, row: dict[str, float]) -> None:
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
-        append(self.path, record(Event(step=step, summary=Summary(value=values))))
-
-
-def record(event: Event) -> bytes:
-    """An event of now, with its length and checksums."""
-    event.wall_time = time.time()
-    file = io.BytesIO()
-    RecordWriter(file).write(event.SerializeToString())
-    return file.getvalue()
-
-
-def append(path: Path, content: bytes) -> None:
-    """Raises GenkitError, which names the file."""
-    try:
-        with path.open("ab") as file:
-            file.write(content)
-    except OSError as error:
-        raise GenkitError(f"cannot write {path}: {error.strerror or error}") from error
+            return
+        try:
+            with self.path.open("a", newline="") as file:
+                file.write(text.getvalue())
+        except OSError as error:
+            raise GenkitError(f"cannot write {self.path}: {error.strerror or error}") from error

@@ -6,6 +6,7 @@ import copy
 import itertools
 import logging
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
@@ -32,7 +34,6 @@ from genkit.training.callbacks import (
     AtomicCheckpointIO,
     Clipping,
     CsvLog,
-    EventLog,
     Report,
     StepCheckpoint,
     StopOnSignal,
@@ -130,17 +131,16 @@ def fit(
         checkpoint = StepCheckpoint(last, options, bad)
         log = CsvLog(folder / "metrics.csv", every=options.log_every, start=start)
         callbacks = [checkpoint, bad, stop, log, Watch(checkpoint, report, options.log_every)]
-        if tensorboard:
-            callbacks.append(EventLog(folder, every=options.log_every, start=start))
         if options.ema:
             callbacks.append(EMA(options.physical.ema, options.physical.kappa))
         if options.clip and options.logical_batch:
             callbacks.append(Clipping(options.clip))
-        lightning = build_trainer(trainer, options, folder, callbacks)
+        logger = TensorBoardLogger(folder, "tensorboard", "", purge_step=start) if tensorboard else False
+        lightning = build_trainer(trainer, options, folder, callbacks, logger)
         with explained(last, options, lightning.world_size):
             if start < options.physical.steps:
                 loader = Loader(split, options, seed)
-                with economies(trained.backbone, options), stop:
+                with economies(trained.backbone, options), stop, told_once():
                     lightning.fit(module, loader, ckpt_path=str(last) if saved else None, weights_only=True)
             saved = read_checkpoint(last)
             if not bad.roll_back or stop.received is not None:
@@ -192,11 +192,23 @@ def economies(backbone: Transformer, options: TrainingOptions) -> Iterator[None]
         backbone._compiled_call_impl = None
 
 
+@contextmanager
+def told_once() -> Iterator[None]:
+    """What TensorBoard's writing thread cannot write is raised where it is given the next row, and not told else."""
+    hook = threading.excepthook
+    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else hook(failed)
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+
+
 def build_trainer(
     trainer: TrainerOptions,
     options: TrainingOptions,
     folder: Path,
     callbacks: list[L.Callback],
+    logger: Any = False,
 ) -> L.Trainer:
     """Raises GenkitError for a trainer that cannot be had."""
     quiet()
@@ -213,7 +225,7 @@ def build_trainer(
             gradient_clip_val=options.clip,
             log_every_n_steps=options.log_every,
             callbacks=callbacks,
-            logger=False,
+            logger=logger,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=folder,
             enable_progress_bar=False,
@@ -283,7 +295,7 @@ def explained(last: Path, options: TrainingOptions, processes: int) -> Iterator[
     """Errors of torch's in training whose cause is known are raised as a GenkitError that says it."""
     try:
         yield
-    except (ImportError, RuntimeError, KeyError) as error:
+    except (ImportError, OSError, RuntimeError, KeyError) as error:
         if (cause := cause_of(error, last, options, processes)) is None:
             raise
         raise GenkitError(cause) from error
@@ -291,6 +303,8 @@ def explained(last: Path, options: TrainingOptions, processes: int) -> Iterator[
 
 def cause_of(error: Exception, last: Path, options: TrainingOptions, processes: int) -> str | None:
     text = str(error)
+    if isinstance(error, OSError) and error.filename is None:
+        return f"cannot write in {last.parent.parent}: {error.strerror or error}"
     if "Error(s) in loading state_dict" in text:
         return f"{last} is a checkpoint of another model than the recipe's: {text}"
     if options.compile is not None and isinstance(
