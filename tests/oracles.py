@@ -6,11 +6,21 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 from torch import Tensor
 
+from genkit.randomness import keyed_generator
 from genkit.testing.oracles import GaussianFlow, Joint, power
 
-__all__ = ["GaussianFlow", "GaussianMixture", "Joint", "MixtureFlow", "power"]
+__all__ = ["GaussianFlow", "GaussianMixture", "Joint", "MixtureFlow", "power", "same_p"]
+
+
+def same_p(a: Tensor, b: Tensor) -> float:
+    """p-value that a and b (n, D) have one distribution: Kolmogorov-Smirnov along random lines, the least one times
+    their number."""
+    lines = torch.randn(a.shape[1], 5, generator=keyed_generator(0, "lines"), dtype=torch.float64)
+    along = [(x.double() @ lines).T.numpy() for x in (a, b)]
+    return min(1.0, 5 * min(float(stats.ks_2samp(*pair).pvalue) for pair in zip(*along, strict=True)))
 
 
 @dataclass

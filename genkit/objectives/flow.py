@@ -114,12 +114,11 @@ class Flow(Objective):
         start: Tensor | None = None,
         divergence: Divergence = "auto",
         probes: int = 2,
-        probe: Probe = "rademacher",
         tolerance: float | None = 0.01,
     ) -> Sample:
         """`sampler`: a solver (default: heun with 16 steps). `start`: source samples to begin from.
 
-        The log-probability comes along in one pass, by any solver without noise of its own; its options are those of
+        The log-probability comes along in one pass, by any solver without noise of its own; its options are as in
         `log_prob`.
         """
         solver = SOLVERS.build(self.default_sampler if sampler is None else sampler)
@@ -129,7 +128,7 @@ class Flow(Objective):
         if return_log_prob:
             if self.no_likelihood:
                 raise GenkitError(self.no_likelihood)
-            options = LikelihoodOptions(divergence, probes, probe, tolerance=tolerance)
+            options = LikelihoodOptions(divergence, probes, tolerance=tolerance)
             x, values, nfe = follow(
                 self.fields(y),
                 self.source,

@@ -233,7 +233,7 @@ def the_cost_is_below_that_of_independent_pairs(case: Case) -> Finding | None:
     return at_most(cost_ratio(case.coupling, case.data), 0.99, "cost, in units of that of independent pairs,")
 
 
-def rows_of(data: EncodedData, size: int, key: int = 0) -> Given:
+def rows_of(data: EncodedData, size: int = 48, key: int = 0) -> Given:
     """x1 (size, ...), y or None, and index (size,) of rows drawn with replacement."""
     index = torch.randint(len(data), (size,), generator=keyed_generator(key, "law rows"))
     x1, y = data.take(index, generator=keyed_generator(key, "law noise"))
@@ -278,13 +278,13 @@ def resampled(pair: Pair, key: int = 0) -> Pair:
     return Pair(pair.x0[rows], pair.x1[rows], y, index)
 
 
-def moved(coupling: Coupling, data: EncodedData, *, size: int = 48) -> float:
+def moved(coupling: Coupling, data: EncodedData) -> float:
     """How far data, classes or row numbers of a batch are from those that the coupling's `rows` promise: 0, or inf.
 
     KEPT: from those given. DRAWN: from the rows that the pair's `index` names, up to noise of their encoding.
     Of GENERATED rows nothing is asked.
     """
-    x1, y, index = rows_of(data, size)
+    x1, y, index = rows_of(data)
     pair = coupling(x1.clone(), y, index=index, generator=keyed_generator(0, "law pairs"))
     if coupling.rows is Rows.GENERATED:
         return 0.0
@@ -300,9 +300,9 @@ def moved(coupling: Coupling, data: EncodedData, *, size: int = 48) -> float:
     return float((pair.x1 - x1).abs().max()) if same else torch.inf
 
 
-def repeats(coupling: Coupling, data: EncodedData, *, size: int = 48) -> float:
+def repeats(coupling: Coupling, data: EncodedData) -> float:
     """The largest difference between two draws with the same generator; torch's own generator must have no say."""
-    x1, y, index = rows_of(data, size)
+    x1, y, index = rows_of(data)
     pairs = []
     for seed in (1, 2):
         with torch.random.fork_rng(devices=[]):
@@ -312,43 +312,28 @@ def repeats(coupling: Coupling, data: EncodedData, *, size: int = 48) -> float:
     return float(max((first.x0 - again.x0).abs().max(), (first.x1 - again.x1).abs().max()))
 
 
-def source_p(
-    coupling: Coupling, data: EncodedData, *, batches: int = 100, pairs: list[Pair] | None = None
-) -> float:
+def source_p(coupling: Coupling, data: EncodedData, *, pairs: list[Pair] | None = None) -> float:
     """p-value that x0 comes from the source, over many batches, or over these `pairs` (see `p_value`)."""
-    pairs = drawn(coupling, data, batches=batches) if pairs is None else pairs
+    pairs = drawn(coupling, data) if pairs is None else pairs
     x0 = torch.stack([pair.x0 for pair in pairs])
     like = x0.repeat(4, *[1] * (x0.ndim - 1))  # more of them, for the test to see more
     fresh = coupling.source.sample(like.flatten(0, 1), generator=keyed_generator(0, "law source"))
     return p_value(x0, fresh.reshape(like.shape))
 
 
-def data_p(coupling: Coupling, data: EncodedData, *, batches: int = 100, size: int = 48) -> float:
+def data_p(coupling: Coupling, data: EncodedData) -> float:
     """p-value that x1 comes from the data, over many batches (see `p_value`)."""
-    pairs = drawn(coupling, data, batches=batches, size=size)
-    fresh = [rows_of(data, size, key)[0] for key in range(batches, 5 * batches)]
+    pairs = drawn(coupling, data)
+    fresh = [rows_of(data, key=key)[0] for key in range(len(pairs), 5 * len(pairs))]
     return p_value(torch.stack([pair.x1 for pair in pairs]), torch.stack(fresh))
 
 
-def same_p(a: Tensor, b: Tensor, *, directions: int = 5) -> float:
-    """p-value that a and b (n, ...) have one distribution: Kolmogorov-Smirnov along random lines, the least one
-    times their number."""
-    from scipy.stats import ks_2samp
-
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    lines = torch.randn(
-        directions, a.shape[1], generator=keyed_generator(0, "law lines"), dtype=torch.float64
-    )
-    found = [ks_2samp((a @ line).numpy(), (b @ line).numpy()).pvalue for line in lines]
-    return min(1.0, directions * float(min(found)))
-
-
-def dependence(coupling: Coupling, data: EncodedData, *, batches: int = 20, size: int = 48) -> float:
+def dependence(coupling: Coupling, data: EncodedData) -> float:
     """Distance covariance of x0 and x1 within classes, over the largest of 99 shuffles of x1.
 
     Szekely, Rizzo & Bakirov, https://arxiv.org/abs/0803.4101.
     """
-    pair = draw(coupling, data, batches=batches, size=size)
+    pair = draw(coupling, data, batches=20)
     y = torch.zeros(len(pair.x0)) if pair.y is None else pair.y
     generator = keyed_generator(0, "law shuffle")
     totals = torch.zeros(100)
@@ -373,9 +358,9 @@ def mean_cost(pair: Pair) -> float:
     return float((weight * cost).sum() / weight.sum())
 
 
-def cost_ratio(coupling: Coupling, data: EncodedData, *, batches: int = 10, size: int = 48) -> float:
+def cost_ratio(coupling: Coupling, data: EncodedData) -> float:
     """The mean of |x1 - x0|^2 over that of independent pairs of the same source and data."""
     independent = COUPLINGS.build("independent")
     independent.source = coupling.source
-    one, other = (draw(c, data, batches=batches, size=size) for c in (coupling, independent))
+    one, other = (draw(c, data, batches=10) for c in (coupling, independent))
     return mean_cost(one) / mean_cost(other)

@@ -124,23 +124,11 @@ class Joint:
         masked = masked.reshape(-1, self.length)[:, None]
         return self._posterior(((masked == self.mask) | (masked == self.states)).double().prod(2))
 
-    def likelihoods(self, alpha: float) -> Tensor:
-        """q(x_t_i | x1_i) of all pairs of sequences, by symbol: (S of x_t, S of x1, N), noise uniform."""
-        same = (self.states[:, None] == self.states).double()
-        return alpha * same + (1 - alpha) / self.vocabulary
-
     def denoise(self, alpha: float | Tensor, x: Tensor, rows: Tensor) -> Tensor:
         """Logits of p(x1_i | x_t), x_t with uniform noise: a `Predict` for unmaskers."""
-        return self._posterior(self.likelihoods(float(alpha)).prod(2))[self._place(x, self.vocabulary)]
-
-    def from_others(self, alpha: float, x: Tensor) -> Tensor:
-        """Logits of p(x1_i | x_t without its symbol i): what a network of uniform noise should give."""
-        each = self.likelihoods(alpha)
-        parts = []
-        for i in range(self.length):
-            others = torch.cat((each[..., :i], each[..., i + 1 :]), 2).prod(2)
-            parts.append(self._posterior(others)[:, i])
-        return torch.stack(parts, 1)[self._place(x, self.vocabulary)]
+        same = (self.states[:, None] == self.states).double()
+        likelihoods = float(alpha) * same + (1 - float(alpha)) / self.vocabulary  # q(x_t_i | x1_i), by symbol
+        return self._posterior(likelihoods.prod(2))[self._place(x, self.vocabulary)]
 
     def _posterior(self, likelihood: Tensor) -> Tensor:
         hot = F.one_hot(self.states, self.vocabulary).double().flatten(1)

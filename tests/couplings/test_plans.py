@@ -21,8 +21,9 @@ from genkit.data.base import Encoded, TensorSplit
 from genkit.data.views import Continuous
 from genkit.errors import GenkitError
 from genkit.randomness import keyed_generator
-from genkit.testing.couplings import mean_cost, same_p
+from genkit.testing.couplings import mean_cost
 from genkit.types import DataSpec, Pair, StandardNormal
+from tests.oracles import same_p
 
 PLANS = [name for name in COUPLINGS.names() if issubclass(COUPLINGS.get(name), batch.BatchCoupling)]
 

@@ -23,6 +23,7 @@ from genkit.randomness import keyed_generator
 from genkit.testing import couplings as laws
 from genkit.types import DataSpec, StandardNormal
 from tests.objectives.models import model_options
+from tests.oracles import same_p
 
 N = 60
 SPEC = DataSpec("toy", (2,), classes=3)
@@ -70,9 +71,9 @@ def test_conditional_keeps_the_source_of_each_class_and_the_classes() -> None:
     y, x0 = torch.full((4000,), 1), torch.zeros(4000, 2)
     pair = coupling(x0, y, generator=keyed_generator(0))
     assert (pair.y == 1).all()
-    assert laws.same_p(pair.x0, torch.randn(4000, 2, generator=keyed_generator(1))) > 1e-3
+    assert same_p(pair.x0, torch.randn(4000, 2, generator=keyed_generator(1))) > 1e-3
     plain = build("semidiscrete")(x0, generator=keyed_generator(0))
-    assert laws.same_p(plain.x0[DATA.y[plain.index] == 1], torch.randn(4000, 2)) < 1e-6  # type: ignore[index]
+    assert same_p(plain.x0[DATA.y[plain.index] == 1], torch.randn(4000, 2)) < 1e-6  # type: ignore[index]
 
 
 def test_rows_come_with_fresh_noise_of_their_encoding() -> None:

@@ -31,6 +31,13 @@ def flow(spec: DataSpec = PAIR, *, patch: int = 1, **options: Any) -> DiscreteFl
     return objective
 
 
+def from_others(alpha: float, x: Tensor) -> Tensor:
+    """log p(x1_i | x_t without its symbol i) (B, N, V) of pairs x_t (B, N): what the network should give."""
+    seen = (alpha * torch.eye(V, dtype=torch.float64) + (1 - alpha) / V)[x]  # q(x_t_i | x1_i)
+    found = torch.stack((seen[:, 1] @ JOINT.p.T, seen[:, 0] @ JOINT.p), 1)
+    return (found / found.sum(2, keepdim=True)).log()
+
+
 def exact(**options: Any) -> DiscreteFlowMatching:
     """With the exact prediction of each symbol from the others in place of the network."""
     torch.set_default_dtype(torch.float64)
@@ -40,7 +47,7 @@ def exact(**options: Any) -> DiscreteFlowMatching:
         assert alpha is not None
         found, alpha = torch.empty(*x.shape, V), alpha.expand(len(x))
         for each in alpha.unique():
-            found[alpha == each] = JOINT.from_others(float(each), x[alpha == each])
+            found[alpha == each] = from_others(float(each), x[alpha == each])
         return found
 
     objective.logits = logits  # type: ignore[method-assign]
