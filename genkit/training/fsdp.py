@@ -13,6 +13,11 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed import init_device_mesh
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -35,6 +40,25 @@ class FullySharded(ModelParallelStrategy):
         for moments in optimizer.state.values():
             moments["step"].zero_()
         return super().optimizer_state(optimizer)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Whoever wrote it: the moments are those of the weights at the same places of the optimizer's groups.
+        Lightning takes the numbers that stand for them for places in the model, which other strategies do not mean."""
+        saved: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.model, saved["state_dict"], options=options)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for optimizer, state in zip(self.optimizers, saved["optimizer_states"], strict=True):
+            groups = state["param_groups"]
+            held = [names[p] for group in optimizer.param_groups for p in group["params"]]
+            kept = [number for group in groups for number in group["params"]]
+            name_of = dict(zip(kept, held, strict=True))
+            moments = {name_of[number]: value for number, value in state["state"].items()}
+            named = [group | {"params": [name_of[number] for number in group["params"]]} for group in groups]
+            by_name: Any = {"state": moments, "param_groups": named}
+            set_optimizer_state_dict(self.model, optimizer, by_name, options=options)
+        return saved
 
 
 def shard(objective: Objective, device: torch.device, world: int) -> None:

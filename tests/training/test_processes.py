@@ -435,19 +435,29 @@ def test_two_processes_of_which_one_dies_learn_what_one_learns(
 def test_two_processes_that_share_the_weights_learn_what_one_learns(
     recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Also their averages, and moments; a stopped run goes on with as many processes, or with one that has them all."""
-    out, alone = tmp_path / "run", tmp_path / "alone"
+    """Also their averages, and moments; a stopped run goes on with as many processes, or with one that has them all,
+    and that of one process goes on shared."""
+    out, alone, shared = (tmp_path / name for name in ("run", "alone", "shared"))
+
+    def cut(step: int, *_: object) -> None:
+        if step == STEPS // 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(Recipe.load(recipe), shared, report=cut)
+    assert 0 < step(shared) < STEPS
     with started(recipe, out, *SHARDED) as process:
         process.terminate()
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, err
     assert 0 < step(out) < STEPS
     shutil.copytree(out, alone)
-    argv = command(recipe, out, *SHARDED)
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr
+    for folder in (out, shared):
+        argv = command(recipe, folder, *SHARDED)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert done.returncode == 0, done.stderr
     finish(recipe, alone)
-    for folder in (out, alone):
+    for folder in (out, alone, shared):
         torch.testing.assert_close(losses(folder), losses(whole), rtol=1e-3, atol=1e-3)
         assert largest_difference(folder, whole) < 1e-3
 
