@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import itertools
 import logging
 import os
@@ -44,6 +45,9 @@ from genkit.training.machine import device_name
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
 from genkit.training.weights import read_checkpoint, weights_of
+
+# Why a file cannot be written to that was opened; other errors without a file's name are not of one.
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @dataclass
@@ -303,7 +307,7 @@ def explained(last: Path, options: TrainingOptions, processes: int) -> Iterator[
 
 def cause_of(error: Exception, last: Path, options: TrainingOptions, processes: int) -> str | None:
     text = str(error)
-    if isinstance(error, OSError) and error.filename is None:
+    if isinstance(error, OSError) and error.filename is None and error.errno in UNWRITTEN:
         return f"cannot write in {last.parent.parent}: {error.strerror or error}"
     if "Error(s) in loading state_dict" in text:
         return f"{last} is a checkpoint of another model than the recipe's: {text}"

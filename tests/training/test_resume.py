@@ -432,6 +432,14 @@ def test_what_tensorboard_cannot_write_is_told_once(
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_an_error_of_a_plug_in_is_no_failed_write(tmp_path: Path) -> None:
+    def gone(*_: Any) -> None:
+        raise ConnectionResetError("the server has gone")
+
+    with pytest.raises(ConnectionResetError, match="^the server has gone$"):
+        train(tmp_path, log_every=1, before=gone)
+
+
 def test_a_log_of_a_run_that_was_removed_is_named(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
