@@ -130,10 +130,12 @@ class EvaluationOptions:
         return replace(self, **chosen)
 
     def of(self, recipe: Recipe, objective: Objective) -> EvaluationOptions:
-        """With a solver or an inverter for this model where it takes one: its recipe's or its own, where the evaluation
-        names none."""
-        kind = "solver" if objective.samplers is SOLVERS else "inverter"
-        if objective.samplers not in (SOLVERS, INVERTERS) or getattr(self, kind) is not None:
+        """With the sampler of this model, where it takes one: its recipe's or its own, where the evaluation names none,
+        or an unmasker that it cannot take."""
+        if (registry := objective.samplers) is None:
+            return self
+        kind, asked = registry.kind, getattr(self, registry.kind)
+        if asked is not None and (registry is not UNMASKERS or objective.takes(registry.build(asked))):
             return self
         own: dict[str, Any] = {kind: recipe.config["sampling"][kind] or objective.default_sampler}
         return replace(self, **own)
@@ -415,10 +417,10 @@ def samplers(
 
 
 def main_unmasker(run: Run, options: EvaluationOptions) -> Unmasker | str:
-    """The unmasker of the evaluation, or the run's own where that is null, or the model cannot take it."""
-    if options.unmasker is not None and run.objective.takes(UNMASKERS.build(options.unmasker)):
-        return options.unmasker
-    return run.recipe.config["sampling"]["unmasker"] or run.objective.default_sampler
+    """That of the evaluation of this run (see `EvaluationOptions.of`)."""
+    unmasker = options.of(run.recipe, run.objective).unmasker
+    assert unmasker is not None
+    return unmasker
 
 
 def without_steps(unmasker: object) -> dict[str, Any]:

@@ -381,6 +381,16 @@ def test_an_evaluation_is_kept_for_the_same_options(flow, counted):
     assert len(counted) == 2
 
 
+def test_an_evaluation_is_kept_for_the_same_unmasker_of_the_run(writer, counted):
+    run = copy.copy(writer)
+    for number, unmasker in enumerate((None, "confidence", {"name": "confidence", "noise": 0.5})):
+        run.recipe = copy.deepcopy(writer.recipe)
+        run.recipe.config["sampling"]["unmasker"] = unmasker
+        for _ in range(2):
+            evaluated(run, of_text(unmasker=None))
+        assert len(counted) == number + 1
+
+
 def test_an_evaluation_is_kept_for_the_same_scorer(writer, reader, counted, tmp_path):
     """Its weights say which it is, not its name."""
     copied = tmp_path / "copied"
