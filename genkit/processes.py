@@ -43,7 +43,7 @@ def together() -> Iterator[None]:
         yield
         return
     local = number("LOCAL_RANK", "SLURM_LOCALID") or 0
-    if torch.cuda.is_available():
+    if local < torch.cuda.device_count():  # another computes on the CPU
         torch.cuda.set_device(local)
     try:
         distributed.init_process_group(

@@ -533,3 +533,19 @@ def test_the_lock_of_a_folder_that_is_gone_is_released(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path / "run"):
             shutil.rmtree(tmp_path / "run")
+
+
+def test_a_process_without_a_gpu_of_its_own_may_compute_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the second of two on a machine with one."""
+    chosen: list[int] = []
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    for local in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        with together():
+            pass
+    assert chosen == [0]
