@@ -78,7 +78,7 @@ class Coupling(abc.ABC):
         aligned rows."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Coupling:
-        return self  # an EMA copies its module: the teacher and the data stay shared
+        return self  # of a model that is copied, to be sharded: the teacher and the data stay shared
 
 
 COUPLINGS = Registry(Coupling, "coupling", "genkit.couplings")

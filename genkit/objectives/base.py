@@ -258,7 +258,7 @@ class Objective(nn.Module, abc.ABC):
 
 
 class Beside(Generic[T]):
-    """A teacher beside a model: no part of it, shared with its copies (an average is one), on its device."""
+    """A teacher beside a model: no part of it, shared with its copies (what is sharded is one), on its device."""
 
     def __init__(self, teacher: T) -> None:
         self.teacher = teacher

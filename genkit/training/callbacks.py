@@ -48,9 +48,10 @@ class EMA(Callback):
         self.averages: list[Tensor] = []  # as the module's parameters
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        held = copied(pl_module)
+        self.averages = self.averages or copied(pl_module)
         # read where the weights were read, perhaps on another device
-        self.averages = [a.to(w.device) for a, w in zip(self.averages or held, held, strict=True)]
+        weights = pl_module.parameters()
+        self.averages = [a.to(w.device) for a, w in zip(self.averages, weights, strict=True)]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         if ends_step(pl_module, *batch):
