@@ -23,11 +23,11 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
 
-from genkit.errors import GenkitError, a, choose
+from genkit.errors import GenkitError, a, choose, within
 
 T = TypeVar("T")
 
@@ -85,12 +85,6 @@ class Registry(Generic[T]):
             raise choose(name, self._all(), self.kind)
         return self._entries[name]
 
-    def _get(self, name: str, where: str) -> type[T]:
-        try:
-            return self.get(name)
-        except GenkitError as error:
-            raise GenkitError(f"{where}: {error}" if where else str(error)) from None
-
     def summary(self, name: str) -> str:
         """The first line of the class's own docstring."""
         return inspect.cleandoc(self.get(name).__doc__ or "").partition("\n")[0]
@@ -111,7 +105,8 @@ class Registry(Generic[T]):
     def resolve(self, spec: object, where: str = "") -> dict[str, Any]:
         """`spec`, checked, as a mapping with `name` and every option, defaults filled in."""
         name, options = self._split(spec, where)
-        cls = self._get(name, where)
+        with within(where) if where else nullcontext():
+            cls = self.get(name)
         return {
             "name": name,
             **resolve_options(cls, options, where or f"{self.kind} '{name}'", given=self.given),
