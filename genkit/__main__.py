@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
                 continue
             name = word.partition("=")[0]
             if name not in flags and (name.startswith("--") or name[:2] not in flags):
-                if before in valued:
+                if before in valued and not word.startswith("--"):
                     self.error(f"a value that begins with a dash is given as {before}={word}")
                 overrides = any(action.metavar == "key=value" for action in self._actions)
                 hint = "; values are set without dashes, by key=value" if overrides else ""

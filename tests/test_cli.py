@@ -489,6 +489,8 @@ def test_output_that_nobody_reads(words):
 def test_a_value_that_begins_with_a_dash(capsys):
     assert main(["sample", "run", "--prompt", "-x"]) == 2
     assert "a value that begins with a dash is given as --prompt=-x" in capsys.readouterr().err
+    assert main(["train", "r.yaml", "--out", "--training.steps=5"]) == 2
+    assert "no option '--training.steps'" in capsys.readouterr().err
 
 
 def test_a_recipe_of_the_users_is_not_written_over(capsys, tmp_path):

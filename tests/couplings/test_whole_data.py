@@ -71,9 +71,11 @@ def test_conditional_keeps_the_source_of_each_class_and_the_classes() -> None:
     y, x0 = torch.full((4000,), 1), torch.zeros(4000, 2)
     pair = coupling(x0, y, generator=keyed_generator(0))
     assert (pair.y == 1).all()
-    assert same_p(pair.x0, torch.randn(4000, 2, generator=keyed_generator(1))) > 1e-3
+    normal = torch.randn(4000, 2, generator=keyed_generator(1))
+    assert same_p(pair.x0, normal) > 1e-3
     plain = build("semidiscrete")(x0, generator=keyed_generator(0))
-    assert same_p(plain.x0[DATA.y[plain.index] == 1], torch.randn(4000, 2)) < 1e-6  # type: ignore[index]
+    assert DATA.y is not None
+    assert same_p(plain.x0[DATA.y[plain.index] == 1], normal) < 1e-6
 
 
 def test_rows_come_with_fresh_noise_of_their_encoding() -> None:
