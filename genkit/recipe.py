@@ -280,11 +280,17 @@ def seed_of(config: Mapping[str, Any], source: str) -> int:
     return seed
 
 
+def foreign(objective: str, kinds: Iterable[str]) -> list[str]:
+    """Of kinds of samplers those that models of an objective do not take."""
+    registry = OBJECTIVES.get(objective).samplers
+    return [kind for kind in kinds if registry is None or kind != registry.kind]
+
+
 def check_kinds(objective: str, kinds: Iterable[str], where: str = "") -> None:
     """Raises GenkitError for kinds of samplers that models of an objective do not take; where: before its message."""
     registry = OBJECTIVES.get(objective).samplers
     takes = "" if registry is None else f"; its {registry.kind} is one of {', '.join(registry.names())}"
-    if wrong := [kind for kind in kinds if registry is None or kind != registry.kind]:
+    if wrong := foreign(objective, kinds):
         raise GenkitError(
             f"{where}a model of the objective '{objective}' takes no {' and no '.join(wrong)}{takes}"
         )
@@ -296,12 +302,11 @@ def taken(sampling: Mapping[str, Any], objective: Any) -> dict[str, Any]:
     options = {"name": objective} if isinstance(objective, str) else objective
     if not isinstance(options, Mapping) or options.get("name") not in OBJECTIVES.names():
         return dict(sampling)  # which another error is about
-    kind = OBJECTIVES.get(options["name"])
-    others = {name for name in SAMPLERS if kind.samplers is None or name != kind.samplers.kind}
+    kind, others = OBJECTIVES.get(options["name"]), foreign(options["name"], SAMPLERS)
     guidance = build_guidance(sampling.get("guidance", 1.0))
     told = options.get("conditional", True) and options.get("label_dropout", True)
     if kind.predicts not in guidance.of or not (told or guidance.by_model or kind.by_prompt):
-        others.add("guidance")
+        others.append("guidance")
     return {name: value for name, value in sampling.items() if name not in others}
 
 
