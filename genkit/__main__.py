@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genkit.errors import GenkitError, Terminated, choose, printable, within
 from genkit.processes import alone, locked, rank, together
+from genkit.streams import let_go, standard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,17 +140,23 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status."""
+    with standard():
+        return status(argv)
+
+
+def status(argv: Sequence[str] | None) -> int:
+    """That of a command line, which it runs; says what went wrong."""
     try:
-        status = command_line(argv)
+        code = command_line(argv)
         sys.stdout.flush()
-        return status
+        return code
     except GenkitError as error:
         return fail(str(error))
     except BrokenPipeError:  # the reader of our output has gone
-        drop_output()
+        let_go(sys.stdout)
         return 0
     except OSError as error:
-        drop_output()
+        let_go(sys.stdout)
         where = f" {error.filename}" if error.filename else ""
         return fail(f"cannot read or write{where}: {error.strerror or error}")
     except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -158,18 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         reason = (str(error) or "MemoryError").splitlines()[0]
         return fail(f"a size is larger than this machine has memory for: {reason}")
-    except KeyboardInterrupt:
-        print(
-            "genkit: stopped; what was trained is kept, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        return 130
-    except Terminated:
-        print(
-            "genkit: terminated; what was trained is kept, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        return 143
+    except (KeyboardInterrupt, Terminated) as stop:
+        word, code = ("stopped", 130) if isinstance(stop, KeyboardInterrupt) else ("terminated", 143)
+        print(printable("; ".join([f"genkit: {word}", *map(str, stop.args)])), file=sys.stderr)
+        return code
 
 
 def command_line(argv: Sequence[str] | None) -> int:
@@ -192,14 +190,6 @@ def command_line(argv: Sequence[str] | None) -> int:
         return 0
     load_plugins(arguments)
     return COMMANDS[arguments.command].run(arguments) or 0
-
-
-def drop_output() -> None:
-    """What is still to be printed is let go where it cannot be, else Python would complain of it at the end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def too_large(error: Exception) -> bool:

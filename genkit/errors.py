@@ -16,12 +16,12 @@ class GenkitError(ValueError):
 
 
 class Terminated(Exception):
-    """SIGTERM ended a training, whose checkpoint is saved. The command line exits with status 143."""
+    """SIGTERM ended a training; says what is left of it. The command line exits with status 143."""
 
 
-def stopped_by(number: int) -> BaseException:
-    """What the signal that ended a training is raised as."""
-    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+def stopped_by(number: int, left: str) -> BaseException:
+    """What the signal that ended a training is raised as; left: what it says of what was trained."""
+    return KeyboardInterrupt(left) if number == signal.SIGINT else Terminated(left)
 
 
 @contextmanager

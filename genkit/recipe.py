@@ -51,7 +51,7 @@ from genkit.tensors import read_tensors, tensors_hash, write_tensors
 from genkit.training import TrainerOptions, TrainingOptions, check_training, fit
 from genkit.training.callbacks import Report
 from genkit.training.machine import made_with
-from genkit.training.weights import find_weights, kept_weights, read_weights
+from genkit.training.weights import find_weights, goes_on, kept_weights, read_weights
 from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
 
@@ -694,6 +694,7 @@ def load(
         raise GenkitError(f"{folder} is not a run folder: it has no recipe.yaml{hint}")
     config = read_yaml(folder / "recipe.yaml")
     check_plugins(config, loaded, str(folder / "recipe.yaml"))
+    config.pop("trainer", None)  # where it was trained, perhaps in a way that is not offered any more
     if isinstance(config.get("sampling"), Mapping):  # that of a comparison's other arms, once, was kept too
         config["sampling"] = taken(config["sampling"], config.get("objective"))
     recipe = Recipe.resolve(config, str(folder / "recipe.yaml"))
@@ -824,7 +825,7 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         report=report,
     )
     if fitted.stopped and fitted.steps < options.physical.steps:
-        raise stopped_by(fitted.stopped)
+        raise stopped_by(fitted.stopped, goes_on(folder / "checkpoints" / "last.ckpt"))
     objective.eval().requires_grad_(False)
     environment |= {
         "finished": True,
@@ -845,7 +846,7 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         write_json(folder / "environment.json", environment)
     meet()  # the weights are there for all
     if fitted.stopped:  # in its last step: a comparison must not go on to its next arm
-        raise stopped_by(fitted.stopped)
+        raise stopped_by(fitted.stopped, f"{folder} is trained")
     return Run(folder, recipe, objective, environment)
 
 

@@ -537,6 +537,37 @@ def cli(*argv: str, **kwargs) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("progress", ["pipe that nobody reads", "full disk", "closed"])
+def test_progress_that_nobody_can_read_does_not_end_training(progress, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: moons\nobjective: flow_matching\n")
+    argv = [sys.executable, "-m", "genkit", "train", str(recipe), *TINY, "--out", str(tmp_path / "run")]
+    if progress == "closed":
+        done = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *argv], capture_output=True, timeout=60)
+    elif progress == "full disk":
+        with open("/dev/full", "w") as output:
+            done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=output, timeout=60)
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as output:
+            done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=output, timeout=60)
+    assert done.returncode == 0
+    assert b"12 steps" in done.stdout
+    assert (tmp_path / "run/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_are_closed(closed):
+    """An answer and an error go to their own stream or nowhere, and the status is the same."""
+    out, err = closed == "2>&-", closed == ">&-"  # which is open
+    for words, status, told in (["list", "solvers"], 0, (out, False)), (["list", "nosuch"], 2, (False, err)):
+        argv = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "genkit", *words]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, bool(done.stdout), bool(done.stderr)) == (status, *told)
+
+
+@pytest.mark.slow
 def test_full_disk(tmp_path):
     """A limit on the size of files stands for the disk: the run stops with a message, its checkpoint whole."""
     recipe, run = tmp_path / "r.yaml", tmp_path / "run"
@@ -571,6 +602,7 @@ def test_interrupt_saves_and_the_same_command_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, message = process.communicate()
     assert process.returncode == 130
+    assert message.splitlines()[-1].startswith("genkit: stopped; the last good checkpoint is ")
     assert "Traceback" not in message
     assert (tmp_path / "stopped/checkpoints/last.ckpt").is_file()
     assert not (tmp_path / "stopped/model.safetensors").exists()

@@ -580,6 +580,16 @@ def test_a_run_without_weights(run: Path) -> None:
         load(run)
 
 
+def test_where_a_run_was_trained_is_no_part_of_it(run: Path) -> None:
+    """A way of training that is not offered any more, or a machine that is not here."""
+    recipe = run / "recipe.yaml"
+    before = load(run).sample(2).x
+    held = recipe.read_text()
+    assert "strategy: auto" in held
+    recipe.write_text(held.replace("strategy: auto", "strategy: ddp_fork"))
+    assert torch.equal(load(run).sample(2).x, before)
+
+
 def truncate(content: bytes) -> bytes:
     return content[: len(content) // 2]
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first: a module imports from its own package and from lower layers only.
 LAYERS = (
-    ("errors", "files", "memory", "processes", "randomness", "tensors", "types", "registry"),
+    ("errors", "files", "memory", "processes", "randomness", "streams", "tensors", "types", "registry"),
     (
         *("backbone", "paths", "couplings", "solvers", "guidance"),
         *("inversion", "unmasking", "data", "metrics"),

@@ -29,7 +29,7 @@ from genkit.training.bad_steps import BadSteps, largest
 from genkit.training.fsdp import whole
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainingOptions
-from genkit.training.weights import read_checkpoint, weights_of
+from genkit.training.weights import goes_on, last_good, read_checkpoint, weights_of
 
 Report = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -131,14 +131,6 @@ class StepCheckpoint(Checkpoint):
         self.mean: float | None = None
         self.lowest: float | None = None  # of the best checkpoint, once it was read
 
-    @property
-    def last_good(self) -> str:
-        return (
-            f"the last good checkpoint is {self.path}"
-            if self.path.exists()
-            else "no checkpoint was written yet"
-        )
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since, self._saved = time.perf_counter(), self.clock()
         if self.options.on_bad_step == "rollback" and not self.path.exists():
@@ -159,7 +151,7 @@ class StepCheckpoint(Checkpoint):
         if not self.due(trainer):
             return
         assert isinstance(pl_module, GenerativeModule)
-        self.bad.look(pl_module, self.last_good, weights=True)
+        self.bad.look(pl_module, last_good(self.path), weights=True)
         if not self.bad.roll_back:
             self.save(trainer)
             self.keep_best(trainer)
@@ -179,7 +171,7 @@ class StepCheckpoint(Checkpoint):
         try:
             trainer.save_checkpoint(self.path)
         except GenkitError as error:
-            raise GenkitError(f"{error}; {self.last_good}: the same command goes on from there") from error
+            raise GenkitError(f"{error}; {goes_on(self.path)}") from error
         self.saved_step, self._saved = trainer.global_step, self.clock()
 
     def keep_best(self, trainer: Trainer) -> None:
@@ -224,23 +216,27 @@ class Watch(Callback):
         if (step % self.every and step != trainer.max_steps) or not ends_step(pl_module, *batch):
             return
         assert isinstance(pl_module, GenerativeModule)
-        self.checkpoint.bad.look(pl_module, self.checkpoint.last_good)
+        self.checkpoint.bad.look(pl_module, last_good(self.checkpoint.path))
         if self.report is not None:
             self.report(step, trainer.max_steps, float(trainer.callback_metrics["loss"]))
 
 
 class StopOnSignal(Callback):
     """Around Lightning's fit: the first Ctrl-C or SIGTERM ends training after the step under way, with a checkpoint;
-    the second ends it at once, as KeyboardInterrupt or Terminated. Then both mean again what they meant.
+    a further one ends it at once, as KeyboardInterrupt or Terminated. Then both mean again what they meant.
 
+    Signals within `apart` seconds of the first are that one: schedulers and launchers send theirs more than once.
     `received` is the first signal, None for none, and the same in all processes.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
+    apart = 3.0
+    clock = staticmethod(time.monotonic)  # in seconds
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path  # of the last checkpoint
         self.received: int | None = None
-        self._told = False  # here, not in another process
+        self._told: float | None = None  # when; here, not in another process
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -250,7 +246,7 @@ class StopOnSignal(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if isinstance(error, SystemExit) and self.received is not None:
-            raise stopped_by(self.received)
+            raise stopped_by(self.received, goes_on(self.path))
 
     def _listen(self) -> dict[int, Any]:
         """Returns what listened before."""
@@ -259,9 +255,10 @@ class StopOnSignal(Callback):
         return {number: signal.signal(number, self._stop) for number in self.signals}
 
     def _stop(self, signum: int, frame: Any) -> None:
-        if self._told:
+        if self._told is None:
+            self._told, self.received = self.clock(), self.received or signum
+        elif self.clock() - self._told > self.apart:
             raise SystemExit  # of KeyboardInterrupt Lightning makes status 1, and leaves Ctrl-C without effect
-        self._told, self.received = True, self.received or signum
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen()  # in the place of Lightning's handler, which would end it without a checkpoint

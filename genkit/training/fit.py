@@ -44,7 +44,7 @@ from genkit.training.fsdp import FullySharded
 from genkit.training.machine import device_name
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
-from genkit.training.weights import read_checkpoint, weights_of
+from genkit.training.weights import goes_on, read_checkpoint, weights_of
 
 # Why a file cannot be written to that was opened; other errors without a file's name are not of one.
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -131,7 +131,7 @@ def fit(
         module = GenerativeModule(
             trained, options, seed=seed, draws=trainer.draws, attempt=attempt, made_from=identity
         )
-        bad, stop = BadSteps(options, attempt), StopOnSignal()
+        bad, stop = BadSteps(options, attempt), StopOnSignal(last)
         checkpoint = StepCheckpoint(last, options, bad)
         log = CsvLog(folder / "metrics.csv", every=options.log_every, start=start)
         callbacks = [checkpoint, bad, stop, log, Watch(checkpoint, report, options.log_every)]
@@ -317,8 +317,8 @@ def cause_of(error: Exception, last: Path, options: TrainingOptions, processes: 
         return f"training: compile: the backend '{options.compile}' failed: {' '.join(text.splitlines()[:2])}"
     if processes > 1 and lost(error):
         return (
-            f"another of the {processes} processes ended ({text.split('. ')[0]}). {last} keeps what was trained until "
-            "the last checkpoint: the same command goes on from there, also with another number of devices"
+            f"another of the {processes} processes ended ({text.split('. ')[0]}); {goes_on(last)}, also with another "
+            "number of devices"
         )
     return None
 

@@ -39,6 +39,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise GenkitError(f"{path} cannot be read as a checkpoint ({reason})") from error
 
 
+def last_good(path: Path) -> str:
+    """What a message says of the last checkpoint, which is written to `path`."""
+    return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
+
+
+def goes_on(path: Path) -> str:
+    """The same, of a training that ended there."""
+    return f"{last_good(path)}: the same command {'goes on from there' if path.exists() else 'begins again'}"
+
+
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The objective's weights in a checkpoint, averaged where there is an average."""
     prefix = "objective."

@@ -275,22 +275,36 @@ def test_a_signal_while_the_trainer_is_set_up_ends_the_run(
     ],
 )
 def test_a_second_signal_ends_the_step_under_way(
-    first: int, second: int, ended: type[BaseException], tmp_path: Path
+    first: int, second: int, ended: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def act(batch: int) -> None:
-        if batch == 6:
-            signal.raise_signal(first)
-            signal.raise_signal(second)
+    """But for one that follows at once: a launcher's and a scheduler's are one. What is left is said as it is."""
+    clock = 0.0
+    monkeypatch.setattr(StopOnSignal, "clock", staticmethod(lambda: clock))
 
-    before = [signal.getsignal(each) for each in StopOnSignal.signals]
-    with pytest.raises(ended):
-        train(tmp_path, before=act)
-    assert [signal.getsignal(each) for each in StopOnSignal.signals] == before
-    assert saved(tmp_path)["global_step"] == 4
+    def act(later: float) -> Callable[[int], None]:
+        def before(batch: int) -> None:
+            nonlocal clock
+            if batch == 6:
+                signal.raise_signal(first)
+                clock += later
+                signal.raise_signal(second)
+
+        return before
+
+    listening = [signal.getsignal(each) for each in StopOnSignal.signals]
+    with pytest.raises(ended, match=r"the last good checkpoint is .*last.ckpt: the same command goes on"):
+        train(tmp_path / "later", before=act(5))
+    with pytest.raises(ended, match="no checkpoint was written yet: the same command begins again"):
+        train(tmp_path / "early", before=act(5), checkpoint_every=100)
+    _, fitted, _ = train(tmp_path / "at_once", before=act(1))
+    assert [signal.getsignal(each) for each in StopOnSignal.signals] == listening
+    assert saved(tmp_path / "later")["global_step"] == 4
+    assert fitted.stopped == first
+    assert fitted.steps == saved(tmp_path / "at_once")["global_step"] == 7
 
 
 def test_a_signal_that_follows_one_to_another_process_is_the_first_here() -> None:
-    stop = StopOnSignal()
+    stop = StopOnSignal(Path("last.ckpt"))
     with stop:
         stop.received = signal.SIGTERM  # as agreed at the end of a step
         signal.raise_signal(signal.SIGINT)
