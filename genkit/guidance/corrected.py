@@ -17,8 +17,9 @@ class Corrected(ClassifierFree):
         w = scale - 1,  s = min(sigma_c / sigma_u, 1)^2,  d = 1 + w (1 - s),  sigma = exp(a)
         sigma = sigma_c / sqrt(d),  mu = (scale mu_c - w s mu_u) / d
 
-    The minimum keeps d positive where the product would be no density. In each span the class has its say, not in the
-    deep one alone. Of fields (through their scores) and of logits the product is linear, and this is `classifier_free`.
+    The minimum keeps d positive where the product would be no density. It acts in each span that is told the class
+    (with `told: last` in the deep one alone, as there). Of fields (through their scores) and of logits the product is
+    linear, and this is `classifier_free`.
     annealed: as there. Gu et al., STARFlow, https://arxiv.org/abs/2506.06276.
     """
 

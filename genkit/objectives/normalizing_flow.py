@@ -7,7 +7,7 @@
 
 Every span is a slice of the same stack, run causally, with a small stem and head of its own; the token order
 is reversed in every second span. Equal spans are TarFlow; shallow spans next to the data and one deep span
-next to the noise (`spans: [1, 1, 6]`) are STARFlow.
+next to the noise, which alone is told y (`spans: [1, 1, 6]`, `told: last`), are STARFlow.
 
 Zhai et al., Normalizing Flows are Capable Generative Models, https://arxiv.org/abs/2412.06329; Gu et al.,
 STARFlow, https://arxiv.org/abs/2506.06276.
@@ -48,6 +48,7 @@ class NormalizingFlow(Objective):
     """TarFlow and STARFlow: affine autoregressive spans of the backbone, trained by maximum likelihood.
 
     spans: their number (equal parts of the stack), or the layers of each, from the data to the noise.
+    told: the spans that are given y, and so are guided by it: `all`, or the `last`, next to the noise.
     noise, sigma: `uniform` dequantization has bits/dim; `gaussian` with `sigma` is the papers' augmentation,
         without a likelihood of the data and with a denoising step after sampling.
     clip: log-scales are soft-clipped, a -> clip tanh(a / clip).
@@ -64,6 +65,7 @@ class NormalizingFlow(Objective):
         model: ModelOptions,
         *,
         spans: int | list[int] = 4,
+        told: Literal["all", "last"] = "all",
         conditional: bool = True,
         label_dropout: float = 0.1,
         noise: Literal["uniform", "gaussian", "none"] | None = None,
@@ -75,6 +77,7 @@ class NormalizingFlow(Objective):
             raise GenkitError(f"normalizing_flow: clip must be positive, not {clip}")
         self.view = Continuous(spec, noise=noise, sigma=sigma)
         self.source = StandardNormal()
+        self.told = told
         layers = span_layers(spans, model.depth)
         self.condition = Condition(
             model.width, classes=self.classes, values=self.condition_dims, spans=len(layers)
@@ -101,7 +104,7 @@ class NormalizingFlow(Objective):
         z = self.tokens.split(x)
         log_det = z.new_zeros(len(z))
         for k, span in enumerate(self.parts):
-            cond = self.condition(len(z), y=y, span=k)
+            cond = self.condition(len(z), y=self.known(y, k), span=k)
             z = span.order(z)
             h = self.backbone(
                 span.inputs(z), cond, pos=span.order(self.positions), causal=True, layers=span.layers
@@ -110,6 +113,10 @@ class NormalizingFlow(Objective):
             z = span.order((z - mu) * torch.exp(-a))
             log_det = log_det - a.sum((1, 2))
         return self.tokens.join(z), log_det
+
+    def known(self, y: Tensor | None, k: int) -> Tensor | None:
+        """y where span k is told it."""
+        return y if self.told == "all" or k == len(self.spans) - 1 else None
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The code z (B, ...) of encoded data: what a teacher gives a coupling."""
@@ -127,14 +134,16 @@ class NormalizingFlow(Objective):
         """The inverse of `forward`, to the tolerance of the inverter. With guidance it is the guided map that is
         inverted, and the log-determinant is of that."""
         inverter = INVERTERS.build(inverter)
-        guidance = in_effect(guidance, y)
         x, found, passes = self.tokens.split(z), [], 0.0
         for k, span in reversed(list(enumerate(self.parts))):
-            found.append(inverter.invert(self.conditioner(k, len(z), y, guidance), span.order(x)))
+            known = self.known(y, k)
+            guided = in_effect(guidance, known)
+            found.append(inverter.invert(self.conditioner(k, len(z), known, guided), span.order(x)))
             x = span.order(found[-1].x)
-            passes += found[-1].tokens * (span.layers.stop - span.layers.start) / self.backbone.depth
+            share = (span.layers.stop - span.layers.start) / self.backbone.depth
+            passes += found[-1].tokens * share * (1 if guided is None else 2)
         log_det = -torch.stack([part.a.sum((1, 2)) for part in found]).sum(0)
-        return Decoded(self.tokens.join(x), log_det, found, passes * (1 if guidance is None else 2))
+        return Decoded(self.tokens.join(x), log_det, found, passes)
 
     def conditioner(
         self, k: int, batch: int, y: Tensor | None, guidance: Guidance | None = None

@@ -17,7 +17,7 @@ from genkit.objectives import OBJECTIVES
 from genkit.objectives.normalizing_flow import NormalizingFlow, span_layers
 from genkit.randomness import keyed_generator
 from genkit.types import Batch, DataSpec, StandardNormal
-from tests.objectives.models import COLOUR, IMAGES, LABELLED, SPECS, VECTORS, build, randomize
+from tests.objectives.models import COLOUR, IMAGES, LABELLED, SPECS, VECTORS, build, model_options, randomize
 
 EACH_DATA = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 EACH_SPANS = pytest.mark.parametrize("spans", [1, 2, 4, [1, 1, 2], [3, 1]], ids=str)
@@ -198,10 +198,10 @@ def reference_decode(model: NormalizingFlow, z: Tensor, y: Tensor, guidance: Gui
     x, length = model.tokens.split(z), model.tokens.length
     for k, span in reversed(list(enumerate(model.spans))):
         todo, pos = span.order(x), span.order(model.positions)
-        done = torch.zeros_like(todo)
+        done, null = torch.zeros_like(todo), torch.full_like(y, -1)
         for i in range(length):
             parts = []
-            for label in (y, torch.full_like(y, -1)):
+            for label in (y if model.told == "all" or k == len(model.spans) - 1 else null, null):
                 cond = model.condition(len(z), y=label, span=k)
                 h = model.backbone(span.inputs(done), cond, pos=pos, causal=True, layers=span.layers)
                 a, mu = span.affine(h, cond)
@@ -222,9 +222,12 @@ GUIDED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", GUIDED, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("told", ["all", "last"])
 @pytest.mark.parametrize("spec", [IMAGES, LABELLED], ids=lambda spec: spec.name)
-def test_guided_inversion_is_the_formula_at_each_token(spec: DataSpec, options: dict[str, Any]) -> None:
-    model, (z, y) = flow(spec, scale=0.5), encoded(spec, 3)
+def test_guided_inversion_is_the_formula_at_each_token(
+    spec: DataSpec, told: str, options: dict[str, Any]
+) -> None:
+    model, (z, y) = flow(spec, scale=0.5, told=told), encoded(spec, 3)
     guidance = GUIDANCES.build(options, scale=2.0)
     with torch.no_grad():
         expected = reference_decode(model, z, y, guidance)
@@ -232,6 +235,25 @@ def test_guided_inversion_is_the_formula_at_each_token(spec: DataSpec, options: 
     assert not torch.allclose(model.decode(z, y)[0], expected, atol=1e-4)
     off = GUIDANCES.build(options, scale=1.0)
     assert torch.equal(model.decode(z, y, guidance=off)[0], model.decode(z, y)[0])
+
+
+def test_one_span_that_is_told_y_is_all_that_depends_on_it() -> None:
+    """It is next to the noise, and it alone is run twice for guidance."""
+    model = flow(IMAGES, model=model_options(depth=4), spans=[1, 3], told="last", scale=0.5)
+    (x, y), told = encoded(IMAGES), []
+    model.backbone.register_forward_pre_hook(lambda _, arguments: told.append(arguments[1]))
+    with torch.no_grad():
+        z, log_det = model(x, y)
+        model(x, (y + 1) % 3)
+        assert torch.equal(told[0], told[2])
+        assert not torch.equal(told[1], told[3])
+        back, log_det_back, *_ = model.decode(z, y)
+    assert torch.allclose(back, x, atol=1e-9)
+    assert torch.allclose(log_det_back, log_det, atol=1e-7)
+    told.clear()
+    sample = model.sample(4, y, guidance=GUIDANCES.build("classifier_free", scale=2.0))
+    assert [len(cond) for cond in told] == 4 * [8] + 4 * [4]
+    assert (sample.nfe, sample.tokens) == (4 * 2, 4 * (1 / 4 + 2 * 3 / 4))
 
 
 def test_denoising_is_tweedies_formula() -> None:
