@@ -388,7 +388,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
     if rank():
         return
     shown = run.show(x.cpu())
-    out = arguments.out or Path("samples").with_suffix(suffix(shown))
+    out = arguments.out or Path("samples").with_suffix(suffix(shown, run.spec))
     save_samples(x.cpu(), shown, run.spec, out, **arrays)
     print(f"{out}: {arguments.n} samples of {run.name}, {how}")
 

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -232,8 +233,10 @@ class Recipe:
         return found[0] if found else None
 
     def dataset(self) -> Dataset:
-        """The data set; recipes of one process that name the same data share it."""
-        return _dataset(json.dumps(self.config["data"], sort_keys=True))
+        """The data set; recipes of one process that name the same data share it, while its files are the same."""
+        config = self.config["data"]
+        files = [value for value in config.values() if isinstance(value, str) and os.path.isfile(value)]
+        return _dataset(json.dumps(config, sort_keys=True), *(os.stat(file).st_mtime_ns for file in files))
 
     def objective(self, spec: DataSpec) -> Objective:
         """The untrained model; backbones of equal seed and size start from equal weights."""
@@ -336,7 +339,7 @@ def _without(config: Any, key: str) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _dataset(config: str) -> Dataset:
+def _dataset(config: str, *changed: int) -> Dataset:
     options = json.loads(config)
     if isinstance(options.get("codec"), str):
         options["codec"] = load_codec(options["codec"])

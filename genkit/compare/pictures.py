@@ -37,9 +37,12 @@ def writable(path: Path, suffixes: tuple[str, ...] = ()) -> None:
         raise GenkitError(f"cannot write {path}: {error.strerror}") from None
 
 
-def suffix(shown: Shown) -> str:
+def suffix(shown: Shown, spec: DataSpec) -> str:
     """The ending of the file that shows such samples best."""
-    return ".wav" if shown.sounds is not None else ".txt" if shown.texts is not None else ".png"
+    if shown.sounds is not None or shown.texts is not None:
+        return ".wav" if shown.sounds is not None else ".txt"
+    drawn = shown.images is not None or spec.shape == (2,) or (spec.cloud and spec.shape[1] == 3)
+    return ".png" if drawn else ".npy"
 
 
 def save_samples(x: Tensor, shown: Shown, spec: DataSpec, path: Path, **beside: Tensor) -> None:
@@ -73,7 +76,7 @@ def save_samples(x: Tensor, shown: Shown, spec: DataSpec, path: Path, **beside: 
         draw_clouds(x, buffer)
     else:
         raise GenkitError(
-            f"samples of '{spec.name}' are no {KINDS[path.suffix]}: write {suffix(shown)} or .npy"
+            f"samples of '{spec.name}' are no {KINDS[path.suffix]}: write {suffix(shown, spec)} or .safetensors"
         )
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 

@@ -94,6 +94,26 @@ def whole(x: Tensor) -> Tensor:
     return x if x.is_floating_point() else x.long()
 
 
+EVERY = 5  # one row of so many is held out, of data that come in one part
+
+
+def held_out(n: int, *key: str) -> tuple[Tensor, Tensor]:
+    """The numbers of the rows to train on and of those to test, of n: in a keyed order every fifth, from the first."""
+    order = torch.randperm(n, generator=keyed_generator(0, *key))
+    test = torch.arange(n) % EVERY == 0
+    return order[~test], order[test]
+
+
+def standardized(x: Tensor, train: Tensor) -> Tensor:
+    """x (N, D), (N, P, D) or (N, C, H, W) with mean 0 and standard deviation 1 of each column, coordinate or channel
+    over the rows numbered by `train`. Raises GenkitError for a column of one value."""
+    dims = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim - 1))
+    std, mean = torch.std_mean(x[train], dims, correction=0, keepdim=True)
+    if not bool((std > 0).all()):
+        raise GenkitError(f"column {int((std.flatten() == 0).nonzero()[0])} has one value only: leave it out")
+    return (x - mean) / std
+
+
 class Encoded:
     """A split seen through a view: rows as an objective models them. Couplings get this in `setup`."""
 
@@ -188,8 +208,14 @@ class Dataset(abc.ABC):
         return self.train if name == "train" else self.test
 
     def show(self, x: Tensor) -> Shown:
-        """Rows x (N, *shape), as stored or as sampled, as what a person can look at or listen to."""
-        return Shown(images=x, levels=self.spec.levels or 256) if self.spec.image else Shown()
+        """Rows x (N, *shape), as stored or as sampled, as what a person can look at or listen to. Of real-valued images
+        -1 is black and 1 is white; where channels are not one or three, the first is shown."""
+        if not self.spec.image:
+            return Shown()
+        x = x if x.shape[1] in (1, 3) else x[:, :1]
+        if self.spec.levels is None:
+            return Shown(images=((x.clamp(-1, 1) + 1) * 127.5).round().long())
+        return Shown(images=x, levels=self.spec.levels)
 
     def given(self, prompt: str, task: str | None = None) -> Tensor:
         """A prompt as a row (*shape) of levels with -1 where a model is to fill in.

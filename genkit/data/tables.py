@@ -7,11 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from genkit.data.base import DATASETS, Dataset, TensorSplit
-from genkit.randomness import keyed_generator
+from genkit.data.base import DATASETS, Dataset, TensorSplit, held_out, standardized
 from genkit.types import DataSpec
-
-EVERY = 5  # one row of so many is held out
 
 
 class Table(Dataset):
@@ -39,11 +36,9 @@ class Table(Dataset):
         """Arrays x (N, D) and y (N,), and the names of the classes, if y is one."""
 
     def load(self, name: Literal["train", "test"]) -> TensorSplit:
-        order = torch.randperm(len(self.x), generator=keyed_generator(0, "table", self.spec.name))
-        held_out = torch.arange(len(order)) % EVERY == 0
-        train, part = order[~held_out], order[held_out if name == "test" else ~held_out]
-        std, mean = torch.std_mean(self.x[train], 0, correction=0)
-        x = ((self.x[part] - mean) / std).float()
+        train, test = held_out(len(self.x), "table", self.spec.name)
+        part = train if name == "train" else test
+        x = standardized(self.x, train)[part].float()
         return TensorSplit(x, self.y[part].long() if self.labels else None)
 
 

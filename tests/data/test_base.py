@@ -125,7 +125,7 @@ def test_encoded_rows_are_the_view_of_the_rows() -> None:
     assert len(Encoded(data.train, view)) == len(data.train)
 
 
-ELSEWHERE = {"hub", "hub_text", "fashion_mnist", "spoken_digits"}  # those need files, or a program
+ELSEWHERE = {"arrays", "hub", "hub_text", "fashion_mnist", "spoken_digits"}  # those need files, or a program
 OFFLINE = sorted(set(DATASETS.names()) - ELSEWHERE)
 
 

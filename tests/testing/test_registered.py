@@ -38,7 +38,7 @@ MORE: list[tuple[str, str, dict[str, Any]]] = [
 ]
 # Those need files, or a program; the metrics need sounds; power has no exponent but those above.
 ELSEWHERE = {
-    "dataset": {"hub", "hub_text", "fashion_mnist"},
+    "dataset": {"arrays", "hub", "hub_text", "fashion_mnist"},
     "grid": {"fitted", "power"},
     "metric": {"sound_to_text", "text_to_sound"},
 }
