@@ -123,7 +123,7 @@ def read_rows(path: Path, y: str | None) -> tuple[Any, Any]:
     """The arrays x and y of a file, y None where there is none."""
     if path.suffix not in FORMS:
         raise choose(path.suffix, FORMS, "form of a file of arrays,")
-    content = io.BytesIO(read_bytes(path, "the file of arrays"))
+    content, names = io.BytesIO(read_bytes(path, "the file of arrays")), []
     try:
         if path.suffix == ".csv":
             held = of_table(content, y)
@@ -131,17 +131,19 @@ def read_rows(path: Path, y: str | None) -> tuple[Any, Any]:
             held = {"x": numpy.load(content, allow_pickle=False)}
         elif path.suffix == ".npz":
             with numpy.load(content, allow_pickle=False) as arrays:
-                held = {key: arrays[key] for key in arrays}
+                names = list(arrays)
+                held = {key: arrays[key] for key in names if key in ("x", y)}
         else:
             from safetensors.numpy import load
 
             held = load(content.getvalue())
+    except GenkitError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
         raise GenkitError(f"it cannot be read: {' '.join(str(error).split())}") from None
-    if "x" not in held:
-        raise choose("x", held, "array")
-    if y not in (None, "y", *held):
-        raise choose(y, held, "array")
+    for name in ("x", y):
+        if name not in (None, "y", *held):
+            raise choose(name, names or held, "array")
     return held["x"], None if y is None else held.get(y)
 
 
@@ -150,6 +152,9 @@ def of_table(content: io.BytesIO, y: str | None) -> dict[str, Any]:
     import pandas
 
     table = pandas.read_csv(content)
+    numbers = pandas.to_numeric(table.columns, errors="coerce")
+    if numbers.notna().all() and list(numbers) != list(range(len(numbers))):
+        raise GenkitError("the first line of a table has the names of its columns, and here it is of numbers")
     for name in table:
         if table[name].isna().any():
             raise GenkitError(
@@ -167,6 +172,8 @@ def meaning(y: Any) -> tuple[Tensor | None, dict[str, Any]]:
     """y as a split has it, and what a spec says of it."""
     if y is None:
         return None, {}
+    if y.ndim > 2 or (y.ndim == 2 and y.dtype.kind not in "fiub"):
+        raise GenkitError(f"y is {y.dtype} of shape {y.shape}: classes are (N,), conditions (N,) or (N, K)")
     if y.dtype.kind == "f" or y.ndim == 2:
         known = torch.from_numpy(y.astype(numpy.float32)).reshape(len(y), -1)
         return known, {"condition": known.shape[1]}
