@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,12 +42,40 @@ def ending(path: Path) -> Path:
     return path
 
 
+def temporary_of(path: Path) -> Path:
+    """What this process writes before it takes the place of `path`: a file, or a folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what processes that are no more here left of `temporary_of` in a folder; a link, not where it leads."""
+    for path in folder.glob(".*.tmp"):
+        named = re.fullmatch(r"\..+\.([1-9][0-9]{,8})\.tmp", path.name)
+        if named is None or runs(int(named[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def runs(pid: int) -> bool:
+    """Whether another process of this number runs on this machine; an earlier one may have had that of this one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return pid != os.getpid()
+
+
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     """Calls `write` with a new binary file, then puts it in the place of `path`, or leaves `path` as it was.
 
     Raises GenkitError, which says why, such as a full disk.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
@@ -85,8 +114,9 @@ def sync_folder(folder: Path) -> None:
 
 def link_atomically(path: Path, name: Path) -> None:
     """Gives a file a second name in the same folder, in the place of what had it; a copy where there are no links."""
-    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(name)
     try:
+        temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)
         except OSError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from genkit.errors import GenkitError
-from genkit.files import check_links, check_text, write_json
+from genkit.files import check_links, check_text, remove_temporaries, write_json
 
 OF_NODE = ("NODE_RANK", "LOCAL_RANK")  # of processes that Lightning starts itself
 BY_HAND = ("bash", "interactive")  # names of SLURM jobs whose processes a person starts, as Lightning has it
@@ -169,9 +168,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-        # of a process that was killed
-        for left in (*folder.glob(".*.tmp"), *folder.glob("checkpoints/.*.tmp")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        for written in (".", "checkpoints", "snapshots", "figures"):
+            remove_temporaries(folder / written)
         yield
     finally:
         with suppress(FileNotFoundError):  # somebody has removed the folder

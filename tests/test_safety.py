@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import itertools
 import json
 import os
 import pickle
@@ -37,6 +38,7 @@ from genkit.data.views import Continuous
 from genkit.errors import GenkitError
 from genkit.files import free_name
 from genkit.metrics import extractor
+from genkit.processes import locked
 from genkit.recipe import load, read_yaml
 from genkit.training.callbacks import read_rows
 from genkit.training.fit import read_checkpoint
@@ -406,6 +408,26 @@ def test_a_link_in_the_place_of_a_file_is_replaced(run: Path, tmp_path: Path) ->
     (run / "evaluation.json").symlink_to(mine)
     assert main(commands(run)[1]) == 0
     assert mine.read_text() == "mine"
+
+
+def test_what_others_have_in_a_run_folder_stays(run: Path, tmp_path: Path) -> None:
+    """Of temporaries only those of processes that are no more are removed, and of a link not what it leads to."""
+    mine, ended, parent = tmp_path / "mine", 999_999_999, os.getppid()
+    mine.mkdir()
+    kept = [".notes.tmp", ".thesis.tmp/text", f".x.{parent}.tmp", "mine.12.tmp", f".x.{ended}.tmp.gz"]
+    folders = itertools.product((".", "checkpoints", "snapshots", "figures"), (ended, os.getpid()))
+    left = [*(f"{folder}/.x.{pid}.tmp" for folder, pid in folders), f".copy.{ended}.tmp/recipe.yaml"]
+    for name in (*kept, *left):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("mine")
+    (mine / "file").write_text("mine")
+    (run / f".link.{ended}.tmp").symlink_to(run / "checkpoints")
+    (run / "checkpoints" / f".link.{ended}.tmp").symlink_to(mine)
+    with locked(run):
+        assert {name for name in kept if (run / name).read_text() == "mine"} == set(kept)
+        assert not [path for path in run.rglob(f"*.{ended}.tmp") if path.is_symlink()]
+        assert not [name for name in left if (run / name).exists()]
+    assert (mine / "file").read_text() == "mine"
 
 
 def test_a_link_out_of_a_comparison_is_refused(tmp_path: Path, capsys) -> None:

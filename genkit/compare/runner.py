@@ -34,7 +34,15 @@ from genkit.compare.evaluate import (
 )
 from genkit.data.base import Dataset
 from genkit.errors import GenkitError, choose, within
-from genkit.files import check_links, ending, free_name, write_atomically, write_json, write_text
+from genkit.files import (
+    check_links,
+    ending,
+    free_name,
+    temporary_of,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from genkit.guidance import build_guidance
 from genkit.metrics import Judge, in_turn
 from genkit.metrics.extractor import pinned, pinned_hash
@@ -374,8 +382,8 @@ def arrange(recipe: Recipe, folder: Path, fingerprint: str, twin: Run | None) ->
 
 def copy_run(source: Path, folder: Path) -> None:
     """A finished run in another folder."""
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    aside = temporary_of(folder)
+    shutil.rmtree(aside, ignore_errors=True)  # of a process of the same number that was killed
     aside.mkdir(parents=True)
     for name in ("recipe.yaml", "environment.json", "metrics.csv", "model.safetensors"):
         shutil.copyfile(source / name, aside / name)

@@ -22,6 +22,7 @@ from genkit.compare.figures import tensors
 from genkit.compare.report import write_report
 from genkit.compare.runner import Comparison, compare, evaluated, train_arm
 from genkit.errors import GenkitError, Terminated
+from genkit.files import temporary_of
 from genkit.processes import locked
 from genkit.recipe import Recipe, load, train
 from tests.compare.test_evaluate import DATA, SMALL, text_file
@@ -274,7 +275,7 @@ def test_a_folder_is_for_one_comparison_at_a_time(comparison, untrained, tmp_pat
     comparison({"fm": "flow_matching"})
     out = tmp_path / "out"
     argv = ["compare", str(tmp_path / "c.yaml"), "--out", str(out)]
-    left = out / ".fm.tmp"  # of a copy that was killed
+    left = temporary_of(out / "fm")  # of a copy that was killed
     left.mkdir(parents=True)
     with locked(out):
         assert not left.exists()
