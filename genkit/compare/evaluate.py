@@ -61,7 +61,8 @@ class EvaluationOptions:
     sizes: sides of images, or numbers of points of clouds, at which samples are judged by data of that size: sampled at
         it where the model can do so, beside samples of its own size that are resized (see `genkit.compare.sizes`). They
         take the most of `steps`.
-    guidance: a scale, or a guidance with options; 1 is off. Arms without classes have none, but for `autoguidance`.
+    guidance: a scale, or a guidance with options; 1 is off; null for each run's own (`sampling.guidance`). Arms without
+        classes have none, but for `autoguidance`.
     likelihood_rows: test rows for bits/dim, 0 for none. likelihood: the solver for flows of pairs, one without noise of
         its own.
         divergence, probes, likelihood_tolerance: see `genkit.objectives.likelihood.LikelihoodOptions`; the tolerance is
@@ -80,7 +81,7 @@ class EvaluationOptions:
     control_on: list[str] | None = None
     scorer: str | None = None
     sizes: list[int] = field(default_factory=list)
-    guidance: Guidance | str | float = 1.0
+    guidance: Guidance | str | float | None = None
     likelihood_rows: int = 128
     likelihood: Solver | str | dict[str, Any] = field(
         default_factory=lambda: {"name": "rk4", "steps": 8, "grid": "cosine"}
@@ -114,7 +115,8 @@ class EvaluationOptions:
             self.controls()
             LikelihoodOptions(self.divergence, self.probes, tolerance=self.likelihood_tolerance)
             likelihood = SOLVERS.build(self.likelihood)
-            build_guidance(self.guidance)
+            if self.guidance is not None:
+                build_guidance(self.guidance)
         if "score" in likelihood.needs:
             raise GenkitError(
                 "evaluation: likelihood needs a solver without noise of its own, such as heun, not "
@@ -130,14 +132,16 @@ class EvaluationOptions:
         return replace(self, **chosen)
 
     def of(self, recipe: Recipe, objective: Objective) -> EvaluationOptions:
-        """With the sampler of this model, where it takes one: its recipe's or its own, where the evaluation names none,
-        or an unmasker that it cannot take."""
-        if (registry := objective.samplers) is None:
-            return self
-        kind, asked = registry.kind, getattr(self, registry.kind)
-        if asked is not None and (registry is not UNMASKERS or objective.takes(registry.build(asked))):
-            return self
-        own: dict[str, Any] = {kind: recipe.config["sampling"][kind] or objective.default_sampler}
+        """With the guidance and, where it takes one, the sampler of this model: its recipe's or its own, where the
+        evaluation names none, or an unmasker that it cannot take."""
+        own: dict[str, Any] = {}
+        sampling = recipe.config["sampling"]
+        if self.guidance is None:
+            own["guidance"] = sampling["guidance"]
+        if (registry := objective.samplers) is not None:
+            kind, asked = registry.kind, getattr(self, registry.kind)
+            if asked is None or (registry is UNMASKERS and not objective.takes(registry.build(asked))):
+                own[kind] = sampling[kind] or objective.default_sampler
         return replace(self, **own)
 
     def compared(self) -> list[Compared]:
@@ -247,7 +251,8 @@ def check_given(run: Run, options: EvaluationOptions, given: Collection[str]) ->
     if "steps" in given and all(steps is None for steps, _ in sampled):
         raise GenkitError(f"steps: this model of the objective '{name}' is sampled without a number of them")
     by_class = run.objective.conditional or run.spec.answer is None
-    objective.check_guidance(build_guidance(options.guidance), by_class=by_class)
+    if options.guidance is not None:
+        objective.check_guidance(build_guidance(options.guidance), by_class=by_class)
     for control in options.controls():
         control.check(objective)
     asked = [key for key in LIKELIHOOD if key in given]

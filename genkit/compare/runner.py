@@ -215,7 +215,8 @@ class Comparison:
                 f"{recipe.source}: the objective '{name}' makes no samples to compare: train it by itself"
             )
         with within(recipe.source):
-            guidance = build_guidance(options.guidance)
+            # its own guidance is checked already
+            guidance = build_guidance(1.0 if options.guidance is None else options.guidance)
             if objective.conditional or guidance.by_model:
                 objective.check_guidance(guidance)
                 check_guide(guidance, recipe.config, "evaluation")
@@ -279,6 +280,7 @@ def compare(
         "evaluation": {
             **dataclasses.asdict(options),
             **names_of_samplers(runs.values(), options),
+            "guidance": guidance_of(runs.values(), options),
             "samples": judge.count,
             "extractor": pinned(dataset.spec),
             "extractor_hash": pinned_hash(dataset.spec),
@@ -329,6 +331,15 @@ def names_of_samplers(runs: Iterable[Run], options: EvaluationOptions) -> dict[s
             _, sampler = samplers(run, options)[0]
             names[registry.kind][registry.name_of(sampler)] = None
     return {kind: ", ".join(found) or None for kind, found in names.items()}
+
+
+def guidance_of(runs: Iterable[Run], options: EvaluationOptions) -> Any:
+    """The guidance that the runs are sampled with; where they have several, these in words."""
+    found: list[Any] = []
+    for run in runs:
+        if (guidance := options.of(run.recipe, run.objective).guidance) not in found:
+            found.append(guidance)
+    return found[0] if len(found) == 1 else ", ".join(map(str, found))
 
 
 def folder_name(arm: str, seed: int) -> str:

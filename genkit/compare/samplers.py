@@ -64,7 +64,7 @@ class BenchmarkOptions:
     tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3])
     reference: str | dict[str, Any] | None = None
     samples: int | None = None
-    guidance: float | str | dict[str, Any] = 1.0
+    guidance: float | str | dict[str, Any] | None = None
     draws: int = 3
     batch_size: int = 512
     seed: int = 0
@@ -174,7 +174,10 @@ def benchmark(
     judge = Judge(run.dataset, options.samples, seed=options.seed)
     metric = next(entry for entry in judge.about() if entry["lower"] is not None)
     judge.names = [metric["name"]]
-    guide = run.guidance(options.guidance)
+    guidance = options.guidance
+    if guidance is None:
+        guidance = run.recipe.config["sampling"]["guidance"]
+    guide = run.guidance(guidance)
     trials = [
         Trial(run, judge, guide, options.batch_size, options.seed + draw) for draw in range(options.draws)
     ]
@@ -235,7 +238,7 @@ def benchmark(
             "error": apart(reference, half),
         },
         "curves": curves,
-        "options": asdict(options) | {"samples": judge.count},
+        "options": asdict(options) | {"samples": judge.count, "guidance": guidance},
         "machine": {
             "device": device_name(run.objective.device),
             "threads": torch.get_num_threads(),

@@ -107,6 +107,25 @@ def test_shared_sampling_is_of_the_arms_that_take_it(comparison, untrained):
         made.recipe("nf", 0)
 
 
+@pytest.mark.parametrize(("asked", "others"), [(None, True), (1.0, False)])
+def test_an_arm_is_sampled_with_its_own_guidance_where_the_evaluation_has_none(
+    comparison, tmp_path, asked, others
+):
+    made = comparison(
+        {"plain": "flow_matching", "guided": "flow_matching"},
+        data=DATA | {"labels": True},
+        evaluation=EVALUATION | {"samples": 40, "guidance": asked},
+    )
+    made.arms["guided"]["sampling"] = {"guidance": 4.0}
+    report = compare(made, tmp_path / "out")
+    (plain,), (guided,) = (report["arms"][arm]["runs"] for arm in ("plain", "guided"))
+    key = next(key for key in plain["points"][0] if "wasserstein" in key)
+    assert (plain["points"][0][key] != guided["points"][0][key]) == others
+    assert report["evaluation"]["guidance"] == ("4.0, 1.0" if others else 1.0)
+    kept = json.loads((tmp_path / "out/guided/evaluation.json").read_text())
+    assert kept["options"]["guidance"] == (4.0 if others else 1.0)
+
+
 def test_a_student_without_a_teacher(comparison, untrained, tmp_path):
     made = comparison({"student": {"name": "flow_matching", "coupling": "distilled"}})
     with pytest.raises(GenkitError, match=r"arms\.student.*needs a teacher"):
