@@ -192,12 +192,10 @@ class Recipe:
         for key in ("data", "objective"):
             if key not in config:
                 raise GenkitError(f"{source}: the section '{key}' is missing")
-        seed, plugins = seed_of(config, source), config.get("plugins") or []
+        seed, plugins = seed_of(config, source), plugins_of(config, source)
         name = str(config.get("name") or "")
         if name and not free_name(name):
             raise GenkitError(f"{source}: '{name}' cannot be a name: it becomes a folder")
-        if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
-            raise GenkitError(f"{source}: plugins must be a list of names, not {plugins!r}")
         resolved: dict[str, Any] = {"name": name, "seed": seed, "plugins": plugins}
         resolved["data"] = DATASETS.resolve(config["data"], f"{source}: data")
         for key, options in SECTIONS.items():
@@ -281,6 +279,14 @@ def seed_of(config: Mapping[str, Any], source: str) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise GenkitError(f"{source}: seed must be a whole number from 0 up, not {seed!r}")
     return seed
+
+
+def plugins_of(config: Mapping[str, Any], source: str) -> list[str]:
+    """The plug-ins that a recipe names. Raises GenkitError for what is no list of names."""
+    plugins = config.get("plugins") or []
+    if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
+        raise GenkitError(f"{source}: plugins must be a list of names, not {plugins!r}")
+    return plugins
 
 
 def foreign(objective: str, kinds: Iterable[str]) -> list[str]:
@@ -754,8 +760,7 @@ def _nearest_run(folder: Path) -> str:
 
 def check_plugins(config: Mapping[str, Any], loaded: Iterable[str], source: str) -> None:
     """A recipe may name the plug-ins it needs; only a flag runs them."""
-    needed = config.get("plugins") or []
-    for name in needed if isinstance(needed, list) else []:
+    for name in plugins_of(config, source):
         if name not in loaded and not plugin_loaded(name):
             raise GenkitError(f"{source} needs the plug-in '{name}': {how_to_load(name)}")
 

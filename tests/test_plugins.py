@@ -12,9 +12,10 @@ import yaml
 
 import genkit
 from genkit.__main__ import main
+from genkit.compare.runner import Comparison
 from genkit.couplings import COUPLINGS
 from genkit.errors import GenkitError
-from genkit.registry import INSTALLED, PLUGINS
+from genkit.registry import INSTALLED, PLUGINS, load_plugin
 from genkit.solvers import SOLVERS
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +93,19 @@ def test_a_recipe_uses_the_examples(tmp_path, capsys) -> None:
     assert capsys.readouterr().out.endswith("4 samples of run, 8 network calls in sequence\n")
     config = yaml.safe_load((out / "recipe.yaml").read_text())
     assert config["plugins"] == ["adams_bashforth_solver", "antithetic_coupling"]
+
+
+def test_an_arm_names_the_plugins_that_it_uses(tmp_path) -> None:
+    """Its run needs no others of its comparison's."""
+    plugins = [load_plugin(write(tmp_path, name)) for name in ("mine", "other")]
+    arms = {name: {"objective": {"name": "flow_matching", "coupling": name}} for name in ("mine", "ot")}
+    config = {"data": "digits", "plugins": plugins, "arms": arms}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    made = Comparison.load(tmp_path / "c.yaml")
+    assert [made.recipe(arm, 0).config["plugins"] for arm in arms] == [["mine_file"], []]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config | {"plugins": "mine_file"}))
+    with pytest.raises(GenkitError, match="plugins must be a list of names"):
+        Comparison.load(tmp_path / "c.yaml")
 
 
 # installed packages

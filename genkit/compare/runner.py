@@ -100,6 +100,7 @@ class Comparison:
         """Raises GenkitError for anything that is not a comparison whose arms can all be built."""
         config, source = read_yaml(path, overrides), str(path)
         check_plugins(config, plugins, source)
+        config.pop("plugins", None)  # an arm's recipe names those that it uses
         arms, given = config.pop("arms", None), config.pop("evaluation", None) or {}
         if not isinstance(arms, dict) or not arms:
             raise GenkitError(f"{source}: a comparison needs `arms`, a mapping of names to recipes")
