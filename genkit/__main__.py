@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from genkit.errors import GenkitError, Terminated, choose, printable, within
+from genkit.errors import GenkitError, Terminated, choose, printable, too_large, within
 from genkit.processes import alone, locked, rank, together
 from genkit.streams import let_go, standard
 
@@ -190,15 +190,6 @@ def command_line(argv: Sequence[str] | None) -> int:
         return 0
     load_plugins(arguments)
     return COMMANDS[arguments.command].run(arguments) or 0
-
-
-def too_large(error: Exception) -> bool:
-    """Whether an error is that of an allocation; torch raises several kinds."""
-    words = (
-        *("can't allocate memory", "out of memory"),
-        *("calculation overflowed", "Overflow when unpacking", "without overflow"),
-    )
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def fail(message: str) -> int:

@@ -46,6 +46,15 @@ def choose(name: object, names: Iterable[str], what: str) -> GenkitError:
     return GenkitError(f"no {what} '{name}'{hint} (one of: {', '.join(names) or 'none'})")
 
 
+def too_large(error: Exception) -> bool:
+    """Whether an error is that of an allocation; torch raises several kinds."""
+    words = (
+        *("can't allocate memory", "out of memory"),
+        *("calculation overflowed", "Overflow when unpacking", "without overflow"),
+    )
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 def printable(text: str) -> str:
     """Text of a file that somebody else wrote, for a terminal: no control characters but line breaks."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)

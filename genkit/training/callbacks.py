@@ -29,7 +29,7 @@ from genkit.training.bad_steps import BadSteps, largest
 from genkit.training.fsdp import whole
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainingOptions
-from genkit.training.weights import goes_on, last_good, read_checkpoint, weights_of
+from genkit.training.weights import check_optimizer, goes_on, last_good, read_checkpoint, weights_of
 
 Report = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -132,6 +132,8 @@ class StepCheckpoint(Checkpoint):
         self.lowest: float | None = None  # of the best checkpoint, once it was read
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            check_optimizer(optimizer, self.path)
         self._since, self._saved = time.perf_counter(), self.clock()
         if self.options.on_bad_step == "rollback" and not self.path.exists():
             self.save(trainer)

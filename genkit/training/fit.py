@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +20,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from genkit.backbone import Transformer
 from genkit.data.base import KeyedBatches, Split
-from genkit.errors import GenkitError, choose
+from genkit.errors import GenkitError, choose, too_large
 from genkit.memory import check_memory
 from genkit.objectives import OBJECTIVES, Objective
 from genkit.processes import lost, world
@@ -44,7 +46,7 @@ from genkit.training.fsdp import FullySharded
 from genkit.training.machine import device_name
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
-from genkit.training.weights import goes_on, read_checkpoint, weights_of
+from genkit.training.weights import REMOVE, goes_on, read_checkpoint, readable, unreadable, weights_of
 
 # Why a file cannot be written to that was opened; other errors without a file's name are not of one.
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -122,7 +124,7 @@ def fit(
     objective.to(device).setup(split, teacher)
     setup_seconds = time.perf_counter() - begun
     last = folder / "checkpoints" / "last.ckpt"
-    saved = resumed(last)
+    saved = resumed(last, options.physical.steps)
     # each further attempt goes back to the last checkpoint
     for attempt in itertools.count(of_bad_steps(saved, "attempt")):
         check_made_from(last, saved.get("made_from", identity), identity)
@@ -175,12 +177,20 @@ def check_batch(objective: Objective, options: TrainingOptions, device: torch.de
     )
 
 
-def resumed(path: Path) -> dict[str, Any]:
-    """The checkpoint to go on from, empty where there is none. Raises GenkitError for one that cannot be read."""
-    try:
-        return read_checkpoint(path) if path.exists() else {}
-    except GenkitError as error:
-        raise GenkitError(f"{error}; remove it to train from the start") from error
+def resumed(path: Path, steps: int) -> dict[str, Any]:
+    """The checkpoint to go on from, empty where there is none. Raises GenkitError for one that cannot be read, or is of
+    no training of so many steps."""
+    if not path.exists():
+        return {}
+    with readable(path, REMOVE):
+        saved = read_checkpoint(path)
+        step, (schedule,), (_,) = (saved[key] for key in ("global_step", "lr_schedulers", "optimizer_states"))
+        if not 0 <= step <= steps or schedule["last_epoch"] != step:
+            raise ValueError(f"its step {step} is none of {steps}, or not that of its schedule")
+        float(saved["callbacks"]["StepCheckpoint"]["seconds"])
+        of_bad_steps(saved, "attempt")
+        dict(saved.get("made_from", {}))
+        return saved
 
 
 @contextmanager
@@ -299,7 +309,9 @@ def explained(last: Path, options: TrainingOptions, processes: int) -> Iterator[
     """Errors of torch's in training whose cause is known are raised as a GenkitError that says it."""
     try:
         yield
-    except (ImportError, OSError, RuntimeError, KeyError) as error:
+    except GenkitError:
+        raise
+    except Exception as error:
         if (cause := cause_of(error, last, options, processes)) is None:
             raise
         raise GenkitError(cause) from error
@@ -320,7 +332,19 @@ def cause_of(error: Exception, last: Path, options: TrainingOptions, processes: 
             f"another of the {processes} processes ended ({text.split('. ')[0]}); {goes_on(last)}, also with another "
             "number of devices"
         )
+    if restoring(error) and not too_large(error):
+        return f"{unreadable(last, error)}{REMOVE}"
     return None
+
+
+def restoring(error: BaseException) -> bool:
+    """Whether it was raised where Lightning takes up what a checkpoint holds, which is before any training."""
+    places = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(
+        place.co_filename == checkpoint_connector.__file__
+        and place.co_name.startswith(("restore", "resume", "_restore"))
+        for place in places
+    )
 
 
 def quiet() -> None:

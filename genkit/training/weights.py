@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from genkit.errors import GenkitError, choose
 from genkit.files import ending
 from genkit.tensors import read_tensors
 
-PARTS = {"callbacks", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
+PARTS = {
+    "callbacks": dict,
+    "global_step": int,
+    "loops": dict,
+    "lr_schedulers": list,
+    "optimizer_states": list,
+    "state_dict": dict,
+}
+REMOVE = "; remove it to train from the start"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -22,21 +32,60 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Nothing in it can execute code. Each part has a checksum (CRC-32), which torch writes but does not read.
     """
-    try:
+    with readable(path):
         with zipfile.ZipFile(ending(path)) as parts:
+            # torch compresses none; a small one could unpack to more than there is memory for
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise ValueError("its parts are compressed")
             damaged = parts.testzip()
         if damaged is not None:
             raise ValueError(f"its part {damaged} is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        lacking = ", ".join(sorted(PARTS - saved.keys()))
+        lacking = ", ".join(name for name, kind in PARTS.items() if type(saved.get(name)) is not kind)
         if lacking:
             raise ValueError(f"it lacks {lacking}")
-        int(saved["global_step"])
+        if not all(isinstance(value, Tensor) for value in saved["state_dict"].values()):
+            raise ValueError("its state_dict holds more than tensors")
         return saved
+
+
+@contextmanager
+def readable(path: Path, cure: str = "") -> Iterator[None]:
+    """What is raised here by the content of a checkpoint is raised as a GenkitError that says it cannot be read."""
+    try:
+        yield
+    except GenkitError as error:
+        raise GenkitError(f"{error}{cure}") from error
     except Exception as error:
-        # the further lines of an error of unpickling advise to run what is in the file
-        reason = (str(error) or type(error).__name__).splitlines()[0].removesuffix(".")
-        raise GenkitError(f"{path} cannot be read as a checkpoint ({reason})") from error
+        raise GenkitError(f"{unreadable(path, error)}{cure}") from error
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    # the further lines of an error of unpickling advise to run what is in the file
+    reason = (str(error) or type(error).__name__).splitlines()[0].removesuffix(".")
+    return f"{path} cannot be read as a checkpoint ({reason})"
+
+
+def check_optimizer(optimizer: Optimizer, path: Path) -> None:
+    """Gives AdamW, whose state was read from `path`, its own options back. Raises GenkitError for moments that are not
+    of their parameters' shape, kind and layout: its fused step would write beyond them."""
+    own = {key: value for key, value in optimizer.defaults.items() if key not in ("lr", "weight_decay")}
+    with readable(path, REMOVE):
+        for group in optimizer.param_groups:
+            group |= own
+            if not all(type(group[key]) is float for key in ("lr", "weight_decay")):
+                raise ValueError("lr and weight_decay of its optimizer are no numbers")
+        for parameter, state in optimizer.state.items():
+            like = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            if state.keys() != like.keys() or not all(same_layout(state[key], like[key]) for key in like):
+                raise ValueError(f"its moments of a parameter {tuple(parameter.shape)} are of another kind")
+
+
+def same_layout(value: Any, like: Tensor) -> bool:
+    """Whether it is a tensor whose numbers lie in memory as those of another, without gaps or overlaps."""
+    if not isinstance(value, Tensor) or (value.shape, value.dtype) != (like.shape, like.dtype):
+        return False
+    return value.stride() == like.stride() or (value.is_contiguous() and like.is_contiguous())
 
 
 def last_good(path: Path) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from genkit.objectives.flow_matching import FlowMatching
 from genkit.training import TrainerOptions, TrainingOptions, fit
 from genkit.training.callbacks import AtomicCheckpointIO, CsvLog, StepCheckpoint, StopOnSignal
 from genkit.training.fit import Fitted, Loader
+from genkit.training.weights import read_checkpoint
 from tests.objectives.models import IMAGES, build, data_of, model_of, model_options, split
 
 CPU = TrainerOptions("cpu")
@@ -226,6 +228,72 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ):
         train(tmp_path)
     assert file.read_bytes() == b"not a checkpoint"
+
+
+def moments(checkpoint: dict[str, Any], change: Callable[[torch.Tensor], Any]) -> None:
+    for state in checkpoint["optimizer_states"][0]["state"].values():
+        state["exp_avg"] = change(state["exp_avg"])
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "moments of another shape": lambda c: moments(c, lambda m: torch.zeros(3)),
+    "moments of one number": lambda c: moments(c, lambda m: torch.zeros(1).expand(m.shape)),
+    "moments that are none": lambda c: moments(c, lambda m: "x"),
+    "another learning rate": lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr="x"),
+    "no groups": lambda c: c["optimizer_states"][0].update(param_groups=[]),
+    "no optimizer": lambda c: c["optimizer_states"].clear(),
+    "no callbacks": lambda c: c["callbacks"].clear(),
+    "no seconds": lambda c: c["callbacks"]["StepCheckpoint"].update(seconds="x"),
+    "no weights beside the average": lambda c: c.pop("current_model_state"),
+    "no loops": lambda c: c["loops"].clear(),
+    "no schedule": lambda c: c["lr_schedulers"].clear(),
+    "another schedule": lambda c: c["lr_schedulers"][0].update(last_epoch="x"),
+    "a list of weights": lambda c: c.update(state_dict=[1]),
+    "no mapping": lambda c: c.update(made_from="x"),
+    "no version": lambda c: c.pop("pytorch-lightning_version"),
+    "a step that will not be": lambda c: c.update(global_step=10**9),
+    "a step before the first": lambda c: c.update(global_step=-1),
+    "a step in words": lambda c: c.update(global_step="4"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_checkpoint_of_other_content_is_named(what: str, halfway: Path, tmp_path: Path) -> None:
+    """Before anything is computed from it: a fused step with such moments writes beyond them."""
+    shutil.copytree(halfway, tmp_path / "run")
+    changed = saved(halfway)
+    HOSTILE[what](changed)
+    torch.save(changed, tmp_path / "run/checkpoints/last.ckpt")
+    with pytest.raises(
+        GenkitError, match="last.ckpt cannot be read as a checkpoint .*remove it to train from"
+    ):
+        train(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("halfway")
+    with pytest.raises(Killed):
+        train(folder, before=kill_at(6))
+    return folder
+
+
+def test_options_of_the_optimizer_are_those_of_the_recipe(halfway: Path, tmp_path: Path) -> None:
+    shutil.copytree(halfway, tmp_path / "run")
+    changed = saved(halfway)
+    for group in changed["optimizer_states"][0]["param_groups"]:
+        group |= {"amsgrad": True, "betas": (0.0, "x")}
+    torch.save(changed, tmp_path / "run/checkpoints/last.ckpt")
+    assert_equal(train(tmp_path / "run")[0], train(tmp_path / "whole")[0])
+
+
+def test_a_checkpoint_that_could_unpack_to_more_is_refused(halfway: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small.ckpt"
+    with ZipFile(halfway / "checkpoints/last.ckpt") as parts, ZipFile(path, "w", ZIP_DEFLATED) as small:
+        for name in parts.namelist():
+            small.writestr(name, parts.read(name))
+    with pytest.raises(GenkitError, match="its parts are compressed"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("steps", [12, 20])
