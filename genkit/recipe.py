@@ -118,8 +118,9 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
 def override(config: Any, overrides: Iterable[str], where: str = "") -> Any:
     """`config` with `key=value` laid over it, as plain data; `${section.key}` stands for another value of it.
 
-    Raises GenkitError for what is not of that form, what is no plain data, and a value that is not there; where: before
-    its message.
+    A mapping with a `name` takes the place of what is there, other mappings are laid over it; to set an option of what
+    is a name alone makes it a mapping. Raises GenkitError for what is not of that form, what is no plain data, and a
+    value that is not there; where: before its message.
     """
     config = OmegaConf.create(config)
     check_plain(OmegaConf.to_container(config))
@@ -131,6 +132,12 @@ def override(config: Any, overrides: Iterable[str], where: str = "") -> Any:
         try:
             given = OmegaConf.from_dotlist([text])
             check_plain(OmegaConf.to_container(given))
+            parts = key.split(".")
+            for place in (".".join(parts[:i]) for i in range(1, len(parts))):
+                if isinstance(held := OmegaConf.select(config, place), str):
+                    OmegaConf.update(config, place, {"name": held}, merge=False)
+            for place in _named(OmegaConf.to_container(given)):
+                OmegaConf.update(config, place, None, merge=False)
             config = OmegaConf.merge(config, given)
         except Exception as error:  # OmegaConf's, and those of the YAML reader for the value
             detail = " ".join(str(error).split())
@@ -139,6 +146,16 @@ def override(config: Any, overrides: Iterable[str], where: str = "") -> Any:
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise GenkitError(f"{where}{str(error).splitlines()[0]}") from None
+
+
+def _named(config: Any, place: str = "") -> Iterable[str]:
+    """The places of mappings with a `name`, not those within others."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if isinstance(value, Mapping) and "name" in value:
+                yield f"{place}{key}"
+            else:
+                yield from _named(value, f"{place}{key}.")
 
 
 def check_plain(value: Any, where: str = "") -> None:

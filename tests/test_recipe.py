@@ -18,7 +18,7 @@ from torch import Tensor
 import genkit
 from genkit.errors import GenkitError
 from genkit.objectives import OBJECTIVES
-from genkit.recipe import Recipe, Run, load, read_yaml, train
+from genkit.recipe import Recipe, Run, load, override, read_yaml, train
 from genkit.registry import load_plugin
 from tests.objectives.models import MODEL_OF, OPTIONS_OF, data_of
 
@@ -181,7 +181,7 @@ def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("text", "message"),
     [
         ("training.steps", "an override is key=value, such as training.steps=500, not 'training.steps'"),
         ("=5", "an override is key=value"),
@@ -198,10 +198,10 @@ def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
         ("training.steps=[", r"the override 'training.steps=\[' cannot be applied"),
     ],
 )
-def test_overrides_that_cannot_be(override: str, message: str, tmp_path: Path) -> None:
+def test_overrides_that_cannot_be(text: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "my.yaml")
     with pytest.raises(GenkitError, match=message):
-        Recipe.load(path, [override])
+        Recipe.load(path, [text])
 
 
 def test_overrides_reach_any_depth(tmp_path: Path) -> None:
@@ -224,6 +224,25 @@ def test_overrides_reach_any_depth(tmp_path: Path) -> None:
     assert config["objective"]["path"]["beta_max"] == 9
     assert config["name"] == "other"
     assert config["model"]["width"] == 24  # the rest is as in the file
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place", "found"),
+    [
+        (["a={name: m, x: 1}"], "a", {"name": "m", "x": 1}),
+        (["a={x: 1}"], "a", {"name": "n", "old": 0, "x": 1}),
+        (["b={c: {name: m, x: 1}}"], "b", {"c": {"name": "m", "x": 1}, "d": "e"}),
+        (["b.d.x=1"], "b", {"c": {"name": "n", "old": 0}, "d": {"name": "e", "x": 1}}),
+        (["a=m", "a.x=1", "a.y.z=2"], "a", {"name": "m", "x": 1, "y": {"z": 2}}),
+        (["f.x=1"], "f", {"name": "e", "x": 1}),
+        (["g.x=1"], "g", {"name": "n", "old": 0, "x": 1}),
+        (["h={name: m, x: 1}"], "h", {"name": "m", "x": 1}),
+    ],
+)
+def test_an_override_of_what_has_a_name(overrides: list[str], place: str, found: dict[str, Any]) -> None:
+    old = {"name": "n", "old": 0}
+    config = {"a": old, "b": {"c": old, "d": "e"}, "f": "${b.d}", "g": "${a}"}
+    assert override(config, overrides)[place] == found
 
 
 def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:

@@ -135,7 +135,12 @@ class Comparison:
                     config["sampling"], self.arms[arm].get("objective", config.get("objective"))
                 )
         for section, value in self.arms[arm].items():
-            if isinstance(value, dict) and isinstance(config.get(section), dict) and section != "objective":
+            if (
+                isinstance(value, dict)
+                and isinstance(config.get(section), dict)
+                and section != "objective"
+                and "name" not in value
+            ):
                 config[section] |= value
             else:
                 config[section] = value
