@@ -41,7 +41,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise ValueError(f"its part {damaged} is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        lacking = ", ".join(name for name, kind in PARTS.items() if type(saved.get(name)) is not kind)
+        lacking = ", ".join(name for name, kind in PARTS.items() if not isinstance(saved.get(name), kind))
         if lacking:
             raise ValueError(f"it lacks {lacking}")
         if not all(isinstance(value, Tensor) for value in saved["state_dict"].values()):
