@@ -52,7 +52,7 @@ from genkit.tensors import read_tensors, tensors_hash, write_tensors
 from genkit.training import TrainerOptions, TrainingOptions, check_training, fit
 from genkit.training.callbacks import Report
 from genkit.training.machine import made_with
-from genkit.training.weights import find_weights, goes_on, kept_weights, read_weights
+from genkit.training.weights import check_snapshots, find_weights, goes_on, kept_weights, read_weights
 from genkit.types import DataSpec, LogProb, Sample
 from genkit.unmasking import UNMASKERS, Unmasker
 
@@ -279,7 +279,8 @@ class Recipe:
         training = config["training"]
         config["training"] = {k: v for k, v in training.items() if not k.startswith(beside)}
         if training["on_bad_step"] == "rollback":  # to the last checkpoint
-            config["training"]["checkpoint_every"] = training["checkpoint_every"]
+            makers = ("checkpoint_every", "checkpoint_minutes", "snapshots")
+            config["training"] |= {key: training[key] for key in makers}
         config["objective"] = _without(config["objective"], "teacher")  # its hash says who it is
         config["data"] = _without(config["data"], "codec")  # so does that of the data
         plugins = plugins_behind(set(_find(config, "name")))
@@ -818,11 +819,19 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
         rank() == 0 and not (held or begun) and (folder / "recipe.yaml").exists()
     ):  # others may see what this one writes
         raise GenkitError(f"{folder} holds a recipe.yaml that is not of a run: choose another --out")
+    options, trainer = recipe.section("training"), recipe.section("trainer")
     if weights and held.get("finished"):
+        check_snapshots(folder, options.snapshots, held["steps"])
+        if options.checkpoint_best is not None and not (folder / "checkpoints" / "best.ckpt").exists():
+            raise GenkitError(
+                f"training: checkpoint_best: {folder} is trained, and kept none: choose another --out"
+            )
+        if rank() == 0:  # it may say otherwise how to sample
+            write_text(folder / "recipe.yaml", recipe.yaml())
+        meet()
         return load(folder)
 
     objective = recipe.objective(dataset.spec)
-    options, trainer = recipe.section("training"), recipe.section("trainer")
     check_training(objective, options, trainer)
     environment = {
         "fingerprint": fingerprint,

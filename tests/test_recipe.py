@@ -457,7 +457,8 @@ def test_a_finished_run_is_not_trained_again(run: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("genkit.recipe.fit", lambda *_, **__: pytest.fail("trained again"))
     renamed = Recipe.resolve({**TINY, "name": "other", "sampling": {"guidance": 2.0}})
     assert train(renamed, run).environment["finished"]
-    assert contents(run) == before
+    assert (run / "recipe.yaml").read_text() == renamed.yaml()  # it is sampled as is asked for now
+    assert {**contents(run), "recipe.yaml": before["recipe.yaml"]} == before
 
 
 def test_a_folder_with_another_run_is_refused_and_left_alone(run: Path) -> None:

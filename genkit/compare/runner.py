@@ -41,7 +41,6 @@ from genkit.files import (
     temporary_of,
     write_atomically,
     write_json,
-    write_text,
 )
 from genkit.guidance import build_guidance
 from genkit.metrics import Judge, in_turn
@@ -363,7 +362,9 @@ def train_arm(
     sampled alone, else trained; another run in its folder is put aside. Of several processes the first arranges the
     folders, and the others wait."""
     fingerprint = recipe.fingerprint(recipe.dataset().hash, teacher.hash if teacher else None)
-    twin = next((run for run in others if run.environment.get("fingerprint") == fingerprint), None)
+    training = recipe.config["training"]  # what is kept beside the weights too
+    alike = (run for run in others if run.recipe.config["training"] == training)
+    twin = next((run for run in alike if run.environment.get("fingerprint") == fingerprint), None)
     if rank() == 0:
         done = arrange(recipe, folder, fingerprint, twin)
         if listener and done:
@@ -391,8 +392,7 @@ def arrange(recipe: Recipe, folder: Path, fingerprint: str, twin: Run | None) ->
     if twin and not held:
         copy_run(twin.folder, folder)
         held = read_environment(folder)
-    if held.get("finished"):  # its recipe may sample otherwise than when it was trained
-        write_text(folder / "recipe.yaml", recipe.yaml())
+    if held.get("finished"):
         done = f"trained as {twin.name}" if twin else "already trained"
     return done
 
@@ -404,6 +404,9 @@ def copy_run(source: Path, folder: Path) -> None:
     aside.mkdir(parents=True)
     for name in ("recipe.yaml", "environment.json", "metrics.csv", "model.safetensors"):
         shutil.copyfile(source / name, aside / name)
+    for name in ("checkpoints", "snapshots"):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, aside / name)
     aside.rename(folder)
 
 

@@ -29,7 +29,7 @@ from genkit.training.bad_steps import BadSteps, largest
 from genkit.training.fsdp import whole
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainingOptions
-from genkit.training.weights import check_optimizer, goes_on, last_good, read_checkpoint, weights_of
+from genkit.training.weights import check_optimizer, goes_on, last_good, read_checkpoint, snapshot, weights_of
 
 Report = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -117,7 +117,8 @@ class StepCheckpoint(Checkpoint):
     """`checkpoints/last.ckpt` when it is due, at the end and at a stop: always whole steps, finite weights.
 
     A signal (Ctrl-C) lets the step under way finish. Also keeps the seconds of training, over resumes, and beside it
-    `best.ckpt`, that of the lowest mean of a logged value since the checkpoint before. All processes go by one clock.
+    `best.ckpt`, that of the lowest mean of a logged value over `checkpoint_every` steps, at which end, or at the last
+    step, it is judged: not at other checkpoints. All processes go by one clock.
     The weights of snapshots are those of checkpoints of their steps.
     """
 
@@ -127,8 +128,9 @@ class StepCheckpoint(Checkpoint):
         self.path, self.best, self.options, self.bad = path, path.with_name("best.ckpt"), options, bad
         self.saved_step: int | None = None
         self.seconds, self._since, self._saved = 0.0, 0.0, 0.0
-        self.values: list[Tensor] = []  # since the last checkpoint, on the device
-        self.mean: float | None = None
+        self.sum: Tensor | float = 0.0  # of the logged values that are not judged yet, on the device
+        self.count = 0
+        self.mean: float | None = None  # of a checkpoint that is judged by it
         self.lowest: float | None = None  # of the best checkpoint, once it was read
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,8 +139,7 @@ class StepCheckpoint(Checkpoint):
         self._since, self._saved = time.perf_counter(), self.clock()
         if self.options.on_bad_step == "rollback" and not self.path.exists():
             self.save(trainer)
-        self.keep_best(trainer)  # a kill may have come between
-        self.keep_snapshot(trainer)
+        self.keep(trainer.global_step, trainer.is_global_zero)  # a kill may have come between
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         if not ends_step(pl_module, *batch) or trainer.global_step == self.saved_step or self.bad.roll_back:
@@ -149,15 +150,14 @@ class StepCheckpoint(Checkpoint):
                 raise GenkitError(
                     f"training: checkpoint_best: {choose(self.options.checkpoint_best, found, 'logged value')}"
                 )
-            self.values.append(found[self.options.checkpoint_best])
+            self.sum, self.count = self.sum + found[self.options.checkpoint_best], self.count + 1
         if not self.due(trainer):
             return
         assert isinstance(pl_module, GenerativeModule)
         self.bad.look(pl_module, last_good(self.path), weights=True)
         if not self.bad.roll_back:
             self.save(trainer)
-            self.keep_best(trainer)
-            self.keep_snapshot(trainer)
+            self.keep(trainer.global_step, trainer.is_global_zero)
 
     def due(self, trainer: Trainer) -> bool:
         step, minutes = trainer.global_step, self.options.checkpoint_minutes
@@ -168,27 +168,31 @@ class StepCheckpoint(Checkpoint):
         return minutes is not None and largest(trainer, self.clock() - self._saved) >= 60 * minutes
 
     def save(self, trainer: Trainer) -> None:
-        self.mean = float(torch.stack(self.values).mean()) if self.values else None
-        self.values.clear()
+        judged = (
+            trainer.global_step % self.options.checkpoint_every == 0
+            or trainer.global_step == trainer.max_steps
+        )
+        self.mean = float(self.sum / self.count) if judged and self.count else None
+        if judged:
+            self.sum, self.count = 0.0, 0
         try:
             trainer.save_checkpoint(self.path)
         except GenkitError as error:
             raise GenkitError(f"{error}; {goes_on(self.path)}") from error
         self.saved_step, self._saved = trainer.global_step, self.clock()
 
-    def keep_best(self, trainer: Trainer) -> None:
-        if self.mean is None or self.options.checkpoint_best is None or not trainer.is_global_zero:
+    def keep(self, step: int, writes: bool) -> None:
+        """What is kept of the last checkpoint, that of `step`, for good. Only the process that writes does it."""
+        if not writes:
             return
-        if self.lowest is None:
-            self.lowest = self.mean_of_best()
-        if self.mean < self.lowest:
-            link_atomically(self.path, self.best)
-            self.lowest = self.mean
-
-    def keep_snapshot(self, trainer: Trainer) -> None:
-        step = trainer.global_step
-        if step in self.options.snapshots and trainer.is_global_zero:
-            path = self.path.parent.parent / "snapshots" / f"step_{step}.safetensors"
+        if self.mean is not None and self.options.checkpoint_best is not None:
+            if self.lowest is None:
+                self.lowest = self.mean_of_best()
+            if self.mean < self.lowest:
+                link_atomically(self.path, self.best)
+                self.lowest = self.mean
+        if step in self.options.snapshots:
+            path = snapshot(self.path.parent.parent, step)
             write_tensors(path, weights_of(read_checkpoint(self.path)), {"step": step})
 
     def mean_of_best(self) -> float:
@@ -201,10 +205,11 @@ class StepCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        return {"seconds": self.seconds, "mean": self.mean}
+        return {"seconds": self.seconds, "mean": self.mean, "sum": float(self.sum), "count": self.count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.mean = state_dict["seconds"], state_dict.get("mean")
+        self.sum, self.count = state_dict.get("sum", 0.0), state_dict.get("count", 0)
 
 
 class Watch(Callback):
@@ -224,14 +229,15 @@ class Watch(Callback):
 
 
 class StopOnSignal(Callback):
-    """Around Lightning's fit: the first Ctrl-C or SIGTERM ends training after the step under way, with a checkpoint;
-    a further one ends it at once, as KeyboardInterrupt or Terminated. Then both mean again what they meant.
+    """Around Lightning's fit: the first Ctrl-C, SIGTERM, SIGUSR1 (a scheduler's warning) or SIGHUP (a terminal that is
+    closed) ends training after the step under way, with a checkpoint; a further one ends it at once, as
+    KeyboardInterrupt or Terminated. Then they mean again what they meant, as those always do that are ignored.
 
     Signals within `apart` seconds of the first are that one: schedulers and launchers send theirs more than once.
     `received` is the first signal, None for none, and the same in all processes.
     """
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     apart = 3.0
     clock = staticmethod(time.monotonic)  # in seconds
 
@@ -254,7 +260,8 @@ class StopOnSignal(Callback):
         """Returns what listened before."""
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {number: signal.signal(number, self._stop) for number in self.signals}
+        heard = [number for number in self.signals if signal.getsignal(number) != signal.SIG_IGN]
+        return {number: signal.signal(number, self._stop) for number in heard}
 
     def _stop(self, signum: int, frame: Any) -> None:
         if self._told is None:
@@ -268,10 +275,9 @@ class StopOnSignal(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         if not ends_step(pl_module, *batch):
             return
-        # of any process: one that stopped alone would leave the others waiting
-        self.received = int(largest(trainer, self.received or 0)) or None
-        if self.received is not None:
-            trainer.should_stop = True
+        # of any process: one that stopped alone would leave the others waiting. One that comes meanwhile is of the next
+        if agreed := int(largest(trainer, self.received or 0)):
+            self.received, trainer.should_stop = agreed, True
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

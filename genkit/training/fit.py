@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
@@ -29,7 +30,7 @@ from genkit.data.base import KeyedBatches, Split
 from genkit.errors import GenkitError, choose, too_large
 from genkit.memory import check_memory
 from genkit.objectives import OBJECTIVES, Objective
-from genkit.processes import lost, world
+from genkit.processes import lost, rank, world
 from genkit.training.ahead import Ahead, Prepared
 from genkit.training.bad_steps import BadSteps
 from genkit.training.callbacks import (
@@ -46,7 +47,15 @@ from genkit.training.fsdp import FullySharded
 from genkit.training.machine import device_name
 from genkit.training.module import GenerativeModule
 from genkit.training.options import TrainerOptions, TrainingOptions
-from genkit.training.weights import REMOVE, goes_on, read_checkpoint, readable, unreadable, weights_of
+from genkit.training.weights import (
+    REMOVE,
+    check_snapshots,
+    goes_on,
+    read_checkpoint,
+    readable,
+    unreadable,
+    weights_of,
+)
 
 # Why a file cannot be written to that was opened; other errors without a file's name are not of one.
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -115,6 +124,10 @@ def fit(
     """
     trainer, identity = trainer or TrainerOptions(), dict(made_from or {})
     device = check_training(objective, options, trainer)
+    for left in folder.glob("hpc_ckpt_*"):  # Lightning would go on from there
+        raise GenkitError(
+            f"{left} is a checkpoint of Lightning's requeueing, in the middle of a step: remove it"
+        )
     if trainer.sharded:  # one device may not hold all of the weights
         device = torch.device("cpu")
     begun = time.perf_counter()
@@ -129,6 +142,7 @@ def fit(
     for attempt in itertools.count(of_bad_steps(saved, "attempt")):
         check_made_from(last, saved.get("made_from", identity), identity)
         start = int(saved.get("global_step", 0))
+        check_snapshots(folder, options.snapshots, start)
         trained = copy.deepcopy(objective) if trainer.sharded else objective
         module = GenerativeModule(
             trained, options, seed=seed, draws=trainer.draws, attempt=attempt, made_from=identity
@@ -148,6 +162,9 @@ def fit(
                 loader = Loader(split, options, seed)
                 with economies(trained.backbone, options), stop, told_once():
                     lightning.fit(module, loader, ckpt_path=str(last) if saved else None, weights_only=True)
+            else:
+                checkpoint.load_state_dict(saved["callbacks"]["StepCheckpoint"])
+                checkpoint.keep(start, rank() == 0)  # a kill may have come between
             saved = read_checkpoint(last)
             if not bad.roll_back or stop.received is not None:
                 objective.cpu().load_state_dict(weights_of(saved))
@@ -240,7 +257,7 @@ def build_trainer(
             log_every_n_steps=options.log_every,
             callbacks=callbacks,
             logger=logger,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *slurm()],
             default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -265,6 +282,14 @@ def build_trainer(
             "with torchrun or srun, or by hand with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
         )
     return built
+
+
+def slurm() -> list[SLURMEnvironment]:
+    """SLURM's processes, where Lightning would find them, without its requeueing at SIGUSR1, which saves in the middle
+    of a step, and goes on from there unasked."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def check_training(objective: Objective, options: TrainingOptions, trainer: TrainerOptions) -> torch.device:

@@ -41,7 +41,7 @@ class GenerativeModule(L.LightningModule):
         super().__init__()
         self.objective, self.options, self.seed, self.draws = objective, options, seed, draws
         self.attempt, self.made_from = attempt, dict(made_from or {})
-        self.losses: list[Tensor] = []  # of the parts of the step under way
+        self.parts: list[dict[str, Tensor]] = []  # what the step under way logs of each
 
     def prepare(self, batch: Batch, number: int) -> Prepared:
         """What the step of the number-th batch trains on. It may run in another thread, ahead of the step."""
@@ -67,19 +67,22 @@ class GenerativeModule(L.LightningModule):
         batch, generator = prepared
         torch.manual_seed(keyed_generator(generator.initial_seed(), "torch").initial_seed())  # of dropout
         logs = self.objective.loss(batch, generator=generator)
-        loss = logs["loss"]
-        self.losses.append(loss.detach())
-        together = self.trainer.world_size > 1
-        self.log_dict({name: value.detach() for name, value in logs.items()}, sync_dist=together)
-        return loss
+        self.parts.append({name: value.detach() for name, value in logs.items()})
+        if len(self.parts) == self.options.accumulate:
+            self.log_dict(self.means(), sync_dist=self.trainer.world_size > 1)
+        return logs["loss"]
+
+    def means(self) -> dict[str, Tensor]:
+        """Over the parts of the step under way, in this process."""
+        return {name: torch.stack([part[name] for part in self.parts]).mean() for name in self.parts[0]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["made_from"] = self.made_from
 
     def loss_of_step(self) -> Tensor:
-        """The mean of this process's losses since it was asked last."""
-        loss = torch.stack(self.losses).mean()
-        self.losses.clear()
+        """The mean of this process's losses, when all parts are there; the next step begins."""
+        loss = self.means()["loss"]
+        self.parts.clear()
         return loss
 
     def finite(self) -> bool:

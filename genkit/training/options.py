@@ -44,11 +44,11 @@ class TrainingOptions:
     compile: a backend of torch.compile for the backbone, such as inductor; null for none.
     checkpoint_every, log_every: optimizer steps that are really taken.
     checkpoint_minutes: a checkpoint also after so much time; null for none.
-    checkpoint_best: a logged value, such as loss: checkpoints/best.ckpt keeps the checkpoint before which its mean,
-        since the checkpoint before that, was lowest; null for none.
+    checkpoint_best: a logged value, such as loss: checkpoints/best.ckpt keeps the checkpoint whose mean of it, over
+        the checkpoint_every steps before, was lowest; null for none.
     on_bad_step: what is done about a step whose loss is not finite, or a spike. `stop` ends the run; `skip` leaves the
         weights as they were (also where the gradient is not finite); `rollback` goes back to the last checkpoint and
-        on with other batches and draws, so that checkpoint_every then has a say in the result.
+        on with other batches and draws, so that all that makes checkpoints, a stop too, then has a say in the result.
     spike: a loss that is more than so many median absolute deviations above the median of the last 100 is one;
         null for none.
     bad_steps: after so many skipped steps in a row, or rollbacks, the run stops.

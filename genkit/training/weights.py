@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,21 @@ def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     prefix = "objective."
     state = checkpoint["state_dict"].items()
     return {key.removeprefix(prefix): value for key, value in state if key.startswith(prefix)}
+
+
+def snapshot(folder: Path, step: int) -> Path:
+    """The file of a snapshot in a run folder."""
+    return folder / "snapshots" / f"step_{step}.safetensors"
+
+
+def check_snapshots(folder: Path, steps: Iterable[int], trained: int) -> None:
+    """Raises GenkitError for a snapshot of a step that is past and was not kept."""
+    past = [step for step in steps if step < trained and not snapshot(folder, step).is_file()]
+    if past:
+        raise GenkitError(
+            f"training: snapshots: {folder} is at step {trained}, and kept none of {', '.join(map(str, past))}: leave "
+            "them out, or choose another --out"
+        )
 
 
 def kept_weights(folder: Path) -> dict[str, Path]:

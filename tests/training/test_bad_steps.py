@@ -148,10 +148,10 @@ def test_what_is_bad_in_one_process_is_bad_in_all(theirs: float, expected: int) 
     module: Any = GenerativeModule.__new__(GenerativeModule)
     torch.nn.Module.__init__(module)
     for step in range(ENOUGH):
-        module.losses = [torch.tensor(1 + 0.1 * (step % 3))]
+        module.parts = [{"loss": torch.tensor(1 + 0.1 * (step % 3))}]
         bad.on_before_optimizer_step(Stub(1.0), module, None)  # type: ignore[arg-type]
     assert int(bad.total) == 0
-    module.losses = [torch.tensor(1.0)]
+    module.parts = [{"loss": torch.tensor(1.0)}]
     bad.on_before_optimizer_step(Stub(theirs), module, None)  # type: ignore[arg-type]
     assert int(bad.total) == expected
 
@@ -167,7 +167,7 @@ def test_processes_ask_each_other_in_a_step_only_where_it_acts_on_the_answer(
     bad, calls = BadSteps(TrainingOptions(**options)), []
     module: Any = GenerativeModule.__new__(GenerativeModule)
     torch.nn.Module.__init__(module)
-    module.losses, module.log = [torch.tensor(1.0)], lambda *_: None
+    module.parts, module.log = [{"loss": torch.tensor(1.0)}], lambda *_: None
 
     def reduce(ours: torch.Tensor, reduce_op: str) -> torch.Tensor:
         calls.append(reduce_op)
@@ -192,7 +192,7 @@ def test_a_spike_is_measured_by_the_spread_about_the_median(sign: float) -> None
     trainer: Any = SimpleNamespace(world_size=1, global_step=0)
 
     def total(loss: float) -> int:
-        module.losses = [torch.tensor(loss)]
+        module.parts = [{"loss": torch.tensor(loss)}]
         bad.on_before_optimizer_step(trainer, module, None)
         return int(bad.total)
 

@@ -21,9 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from genkit.errors import GenkitError, Terminated
 from genkit.objectives import OBJECTIVES, Objective
 from genkit.objectives.flow_matching import FlowMatching
-from genkit.training import TrainerOptions, TrainingOptions, fit
+from genkit.training import TrainerOptions, TrainingOptions, callbacks, fit
 from genkit.training.callbacks import AtomicCheckpointIO, CsvLog, StepCheckpoint, StopOnSignal
-from genkit.training.fit import Fitted, Loader
+from genkit.training.fit import Fitted, Loader, slurm
 from genkit.training.weights import read_checkpoint
 from tests.objectives.models import IMAGES, build, data_of, model_of, model_options, split
 
@@ -371,6 +371,52 @@ def test_a_second_signal_ends_the_step_under_way(
     assert fitted.steps == saved(tmp_path / "at_once")["global_step"] == 7
 
 
+def test_a_signal_while_processes_agree_ends_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not told the others, and is not forgotten."""
+    agreed = callbacks.largest
+    now = iter(range(100))
+
+    def late(*given: Any) -> float:
+        found = agreed(*given)
+        if next(now) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(callbacks, "largest", late)
+    _, fitted, _ = train(tmp_path, checkpoint_every=100)
+    assert fitted.stopped == signal.SIGTERM
+    assert fitted.steps == saved(tmp_path)["global_step"] == 4
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    """Such as SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        _, fitted, _ = train(tmp_path, before=lambda batch: signal.raise_signal(signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (fitted.stopped, fitted.steps) == (None, 12)
+
+
+def test_lightning_requeues_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoints are of the middle of a step, and would be gone on from before ours."""
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    monkeypatch.setattr("shutil.which", lambda _: "srun")
+    (environment,) = slurm()
+    assert not environment.auto_requeue
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    assert slurm() == []
+    (tmp_path / "hpc_ckpt_1.ckpt").write_text("")
+    with pytest.raises(
+        GenkitError, match=r"hpc_ckpt_1.ckpt is a checkpoint of Lightning's requeueing.*remove it"
+    ):
+        train(tmp_path)
+
+
 def test_a_signal_that_follows_one_to_another_process_is_the_first_here() -> None:
     stop = StopOnSignal(Path("last.ckpt"))
     with stop:
@@ -437,6 +483,7 @@ def test_the_checkpoint_of_the_lowest_mean_is_kept(tmp_path: Path, monkeypatch: 
         return {"loss": loss(self, *args, **options)["loss"] * 0 + losses[next(calls)]}
 
     monkeypatch.setattr(FlowMatching, "loss", given)
+    options: dict[str, Any] = {"checkpoint_every": 2, "checkpoint_best": "loss", "log_every": 1}
     path = tmp_path / "checkpoints" / "best.ckpt"
     train(tmp_path, checkpoint_every=2, checkpoint_best="loss", log_every=1)
     best = torch.load(path, weights_only=True)
@@ -448,6 +495,26 @@ def test_the_checkpoint_of_the_lowest_mean_is_kept(tmp_path: Path, monkeypatch: 
     calls = iter(range(10, 100))
     train(tmp_path, checkpoint_every=2, checkpoint_best="loss", log_every=1)
     assert torch.load(path, weights_only=True)["global_step"] == 10
+
+    # a checkpoint of a stop is judged by none, and what it has seen counts for the next: 0.0 alone was lowest
+    calls = iter(range(100))
+    train(tmp_path / "stopped", before=interrupt_at(4), **options)
+    train(tmp_path / "stopped", **options)
+    assert torch.load(tmp_path / "stopped/checkpoints/best.ckpt", weights_only=True)["global_step"] == 10
+
+    # the last is the best, and a kill came between the two files
+    losses, calls = losses.flip(0), iter(range(100))
+    losses[-2:] = 0.1
+    with monkeypatch.context() as patch:
+        keep = StepCheckpoint.keep
+        patch.setattr(
+            StepCheckpoint, "keep", lambda self, step, writes: keep(self, step, writes and step < 12)
+        )
+        train(tmp_path / "killed", **options)
+    path = tmp_path / "killed/checkpoints/best.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] < 12
+    train(tmp_path / "killed", **options)
+    assert torch.load(path, weights_only=True)["global_step"] == 12
 
 
 def test_the_best_of_a_value_that_is_not_logged_is_an_error(tmp_path: Path) -> None:

@@ -70,6 +70,18 @@ def test_a_snapshot_that_a_kill_left_out_is_made_on_resuming(tmp_path: Path) -> 
     assert path.read_bytes() == before
 
 
+def test_a_snapshot_of_a_step_that_is_past_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        resumable(tmp_path / "run", before=kill_at(9))
+    with pytest.raises(
+        GenkitError, match="snapshots: .*run is at step 8, and kept none of 3: leave them out"
+    ):
+        resumable(tmp_path / "run", snapshots=(3, 10))
+    config = {**CONFIG, "training": {**CONFIG["training"], "snapshots": [2, 3]}}
+    with pytest.raises(GenkitError, match="is at step 6, and kept none of 3"):
+        train(Recipe.resolve(config), run.folder)
+
+
 def test_snapshots_change_no_weights_and_no_fingerprint(run: Run, tmp_path: Path) -> None:
     without = Recipe.resolve({**CONFIG, "training": {**CONFIG["training"], "snapshots": []}})
     plain = train(without, tmp_path / "plain")

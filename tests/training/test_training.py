@@ -23,7 +23,7 @@ from genkit.objectives import OBJECTIVES, Objective
 from genkit.objectives.flow_matching import FlowMatching
 from genkit.randomness import keyed_generator
 from genkit.training import GenerativeModule, TrainerOptions, TrainingOptions, fit
-from genkit.training.callbacks import AtomicCheckpointIO, CsvLog
+from genkit.training.callbacks import AtomicCheckpointIO, CsvLog, read_rows
 from genkit.types import Batch
 from tests.objectives.models import IMAGES, LABELLED, build, data_of, model_of, model_options, split
 
@@ -183,7 +183,11 @@ def test_two_accumulated_halves_take_the_step_of_the_whole(
     monkeypatch.setattr(FlowMatching, "loss", mean)
     models = [small(), small()]
     for parts, objective in enumerate(models, start=1):
-        train(objective, tmp_path / str(parts), batch_size=64, accumulate=parts, lr=1e-2)
+        train(objective, tmp_path / str(parts), batch_size=64, accumulate=parts, lr=1e-2, log_every=1)
+    whole, halves = (
+        [float(row["loss"]) for row in read_rows(tmp_path / parts / "metrics.csv")] for parts in ("1", "2")
+    )
+    assert halves == pytest.approx(whole, rel=1e-3)  # the mean over the parts
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
