@@ -251,6 +251,22 @@ def test_a_comparison_keeps_them_too(tmp_path: Path) -> None:
         Comparison.load(path).check()
 
 
+def test_arms_that_are_sampled_otherwise_share_them(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    content = {
+        **CONFIG,
+        "arms": {name: {"sampling": {"solver": name}} for name in ("euler", "heun")},
+        "evaluation": {
+            **{"samples": 20, "steps": [2], "likelihood_rows": 0, "solver": None},
+            "guidance": {"name": "autoguidance", "checkpoint": 2},
+        },
+    }
+    path.write_text(json.dumps(content))
+    assert main(["compare", str(path), "--out", str(tmp_path / "out")]) == 0
+    kept = [tmp_path / "out" / arm / "snapshots" / "step_2.safetensors" for arm in ("euler", "heun")]
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+
+
 def test_the_command_line_names_any_guidance(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
