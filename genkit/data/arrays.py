@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 import zipfile
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,7 @@ from genkit.files import read_bytes
 from genkit.types import DataSpec
 
 FORMS = (".csv", ".npy", ".npz", ".safetensors")
+LABELS = ("label", "labels", "class", "classes", "target", "targets", "kind")  # names that y often has
 
 
 class Content(NamedTuple):
@@ -94,6 +96,13 @@ class Arrays(Dataset):
             raise GenkitError(
                 f"x is {x.dtype} of shape {x.shape}: rows are numbers (N, D), (N, P, D) or (N, C, H, W)"
             )
+        if (
+            x.ndim == 4
+            and x.shape[2] != x.shape[3]
+            and x.shape[3] in (1, 3, 4)
+            and x.shape[1] not in (1, 3, 4)
+        ):
+            raise GenkitError(f"x of shape {x.shape} looks like (N, H, W, C): channels come first")
         levels = 256 if self.levels is None and x.dtype == numpy.uint8 and x.ndim == 4 else self.levels
         if levels is None:
             if not numpy.isfinite(x).all():
@@ -144,7 +153,20 @@ def read_rows(path: Path, y: str | None) -> tuple[Any, Any]:
     for name in ("x", y):
         if name not in (None, "y", *held):
             raise choose(name, names or held, "array")
+    unnamed(names or held, y)
     return held["x"], None if y is None else held.get(y)
+
+
+def unnamed(names: Iterable[str], y: str | None) -> None:
+    """Warns of what is likely to be y where that is not named."""
+    names = list(names)
+    for name in names if y == "y" and y not in names else ():
+        if name.lower() in LABELS:
+            warnings.warn(
+                f"'{name}' is there, and y is not named: y={name} says that it goes with each row, y=null that it "
+                "does not",
+                stacklevel=2,
+            )
 
 
 def of_table(content: io.BytesIO, y: str | None) -> dict[str, Any]:
@@ -165,6 +187,7 @@ def of_table(content: io.BytesIO, y: str | None) -> dict[str, Any]:
     held = {str(name): table[name].to_numpy() for name in table if name == y}
     if y not in (None, "y", *held):
         raise choose(y, map(str, table), "column")
+    unnamed(map(str, table), y)
     return {**held, "x": table.drop(columns=list(held)).to_numpy()}
 
 

@@ -165,6 +165,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "words two by two": ("npz", {"x": vectors(), "y": numpy.full((N, 2), "a")}, {}, "classes are"),
     "words": ("npy", {"x": numpy.array([["a"]])}, {}, "rows are numbers"),
     "flat": ("npy", {"x": vectors(N)}, {}, r"x is float32 of shape \(20,\)"),
+    "channels last": ("npy", {"x": vectors(N, 8, 6, 3)}, {}, "channels come first"),
     "levels": ("npy", {"x": numpy.arange(N).reshape(-1, 1)}, {"levels": 7}, "from 0 to 6; x is int64, 0 to 19"),
     "real levels": ("npy", {"x": vectors()}, {"levels": 7}, "levels are whole numbers"),
     "constant": ("npy", {"x": numpy.ones((N, 2))}, {"standardize": True}, "column 0 has one value only"),
@@ -179,6 +180,24 @@ def test_what_is_wrong_is_named(
     file = saved(tmp_path, form, **arrays)
     with pytest.raises(GenkitError, match=f"rows.{form}: .*{message}"):
         DATASETS.build({"name": "arrays", "file": str(file), **options}).spec
+
+
+def test_what_is_likely_to_be_y_is_told_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    table = tmp_path / "rows.csv"
+    table.write_text("a,Label\n" + "\n".join(f"{i % 3}.5,{i % 2}" for i in range(N)) + "\n")
+    for file in (table, saved(tmp_path, "npz", x=vectors(), labels=numpy.arange(N) % 3)):
+        name = "Label" if file == table else "labels"
+        assert DATASETS.build({"name": "arrays", "file": str(file), "y": name}).spec.classes
+        assert DATASETS.build({"name": "arrays", "file": str(file), "y": None}).spec.classes is None
+        assert not recwarn.list
+        with pytest.warns(UserWarning, match=f"y={name} says that it goes with each row"):
+            assert DATASETS.build({"name": "arrays", "file": str(file)}).spec.classes is None
+        recwarn.clear()
+
+
+def test_latents_of_few_pixels_are_images(tmp_path: Path) -> None:
+    file = saved(tmp_path, "npy", x=vectors(N, 16, 4, 4))
+    assert DATASETS.build({"name": "arrays", "file": str(file)}).spec.shape == (16, 4, 4)
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
