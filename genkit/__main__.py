@@ -8,6 +8,7 @@ Exit status 0 when all went well, 1 when `check` finds a law broken, 2 for bad i
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import re
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genkit.errors import GenkitError, Terminated, choose, printable, too_large, within
 from genkit.processes import alone, locked, rank, together
-from genkit.streams import let_go, standard
+from genkit.streams import hung_up, let_go, standard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,7 +157,10 @@ def status(argv: Sequence[str] | None) -> int:
         let_go(sys.stdout)
         return 0
     except OSError as error:
+        gone = error.errno == errno.EIO and error.filename is None and hung_up(sys.stdout)
         let_go(sys.stdout)
+        if gone:
+            return 0
         where = f" {error.filename}" if error.filename else ""
         return fail(f"cannot read or write{where}: {error.strerror or error}")
     except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:

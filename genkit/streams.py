@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -37,9 +39,22 @@ def let_go(stream: IO[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def hung_up(stream: IO[str]) -> bool:
+    """Whether it is that of a terminal which is no more."""
+    try:
+        os.get_terminal_size(stream.fileno())
+        return False
+    except OSError as error:
+        return error.errno == errno.EIO
+
+
 @contextmanager
 def standard() -> Iterator[None]:
-    """stdout that can be written to where it was closed, and stderr as an `Aside`."""
+    """stdout that can be written to where it was closed, and stderr as an `Aside`; both escape what they cannot
+    encode."""
     out, aside = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    for stream in (out, aside):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with redirect_stdout(out), redirect_stderr(cast(IO[str], Aside(aside))):
         yield

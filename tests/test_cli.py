@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -484,6 +485,26 @@ def test_output_that_nobody_reads(words):
             2,
             "genkit: error: cannot read or write: No space left on device\n",
         )
+    terminal, output = os.openpty()
+    os.close(terminal)  # it has hung up
+    done = printing(words, stdout=output)
+    os.close(output)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_failed_read_is_no_lost_terminal(monkeypatch, capsys):
+    def fails(arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setitem(COMMANDS, "info", COMMANDS["info"]._replace(run=fails))
+    refused(capsys, ["info", "x"], "cannot read or write: Input/output error")
+
+
+def test_output_in_ascii(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = printing(["list", "metrics"], stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Fr\\xe9chet distance" in done.stdout
 
 
 def test_a_value_that_begins_with_a_dash(capsys):
