@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from genkit.data.base import DATASETS, Dataset, Split, TensorSplit
+from genkit.data.base import DATASETS, Dataset, Split, TensorSplit, held_out
 from genkit.errors import GenkitError, choose
 from genkit.randomness import keyed_generator
 from genkit.types import DataSpec
@@ -19,6 +19,7 @@ from genkit.types import DataSpec
 if TYPE_CHECKING:
     from PIL import Image
 
+LIKELY = 5  # rows of a class that a part without any would have by chance
 BLOCK = 256  # rows that are decoded at once
 
 
@@ -28,7 +29,8 @@ class Hub(Dataset):
 
     path: name on the hub ("uoft-cs/cifar10"), or a folder that `datasets` can read. config: name of a subset.
     image, label: columns; label None for unlabelled data.
-    train, test: names of splits, or slices of them ("train[:90%]").
+    train, test: names of splits, or slices of them ("train[:90%]"). test None: the split of that name or, where there
+        is none, one row of five of the others, in a keyed order.
     size: height and width, by resizing and cropping about the centre; None for images of one size, kept.
     channels: 1 (grey) or 3 (RGB).
     limit: at most so many rows of each part, chosen by a fixed key.
@@ -36,7 +38,8 @@ class Hub(Dataset):
     they are taken, and its hash is of the encoded images.
 
     Raises GenkitError for data that cannot be reached or read, an unknown column or split (with the nearest),
-    labels that are not class numbers, and images of several sizes when `size` is not given.
+    labels that are not class numbers, a test part without a class of the training part, and images of several
+    sizes when `size` is not given.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Hub(Dataset):
         image: str = "image",
         label: str | None = "label",
         train: str = "train",
-        test: str = "test",
+        test: str | None = None,
         size: int | None = None,
         channels: Literal[1, 3] = 3,
         limit: int | None = None,
@@ -58,7 +61,8 @@ class Hub(Dataset):
         if channels not in (1, 3):
             raise GenkitError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
         self.path, self.config, self.image, self.label = path, config, image, label
-        self.parts = {"train": train, "test": test}
+        self.parts = {"train": train, "test": test or "test"}
+        self.apart = test is not None  # else it may have to be held out
         self.size, self.channels, self.limit, self.memory = size, channels, limit, memory
 
     @cached_property
@@ -84,6 +88,8 @@ class Hub(Dataset):
                 raise GenkitError(
                     f"{place} has labels {int(y.min())}..{int(y.max())}, not 0..{(spec.classes or 0) - 1}"
                 )
+            if name == "test" and self.apart:
+                self._check_classes(y, torch.tensor(self._labels(self._rows["train"])))
         split = ImageSplit(rows, self.image, spec.shape, y, fit=self.size is not None)
         return split.decoded() if len(rows) * spec.dims <= self.memory else split
 
@@ -92,9 +98,17 @@ class Hub(Dataset):
         """Both parts as `datasets.Dataset`, with images that decode to PIL."""
         import datasets
 
+        train = read_split(self.path, self.config, self.parts["train"])
+        if self.apart or "test" in _splits(self.path, self.config):
+            parts = {"train": train, "test": read_split(self.path, self.config, self.parts["test"])}
+        else:
+            orders = held_out(len(train), "hub")
+            parts = {
+                name: train.select(order.sort().values.tolist())
+                for name, order in zip(self.parts, orders, strict=True)
+            }
         found = {}
-        for name, part in self.parts.items():
-            rows = read_split(self.path, self.config, part)
+        for name, rows in parts.items():
             for column in (self.image, self.label):
                 if column is not None and column not in rows.column_names:
                     error = choose(column, rows.column_names, f"column in '{self.path}'")
@@ -107,6 +121,17 @@ class Hub(Dataset):
                 )
             found[name] = limited(rows, self.limit, name)
         return found
+
+    def _check_classes(self, test: Tensor, train: Tensor) -> None:
+        """Raises GenkitError where the test part has no row of a class of which chance would give it several."""
+        share = train[train >= 0].bincount().double() / len(train)
+        lacks = (share * len(test) >= LIKELY) & (test.bincount(minlength=len(share))[: len(share)] == 0)
+        if bool(lacks.any()):
+            name = self.spec.class_names[int(lacks.nonzero()[0])]
+            raise GenkitError(
+                f"'{self.parts['test']}' of '{self.path}' has no row of class '{name}', as a slice of rows in "
+                "the order of their classes has not: without `test` it is the split of that name, or one row of five"
+            )
 
     def _labels(self, rows: Any) -> list[int]:
         """The class of each row, -1 for none."""

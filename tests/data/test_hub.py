@@ -114,6 +114,33 @@ def test_whole_numbers_serve_as_classes_and_slices_as_splits(parquet):
     assert torch.equal(data.test.take(torch.arange(2))[0], expected("train")[5:])
 
 
+@pytest.fixture
+def in_order(tmp_path):
+    """A folder of images in one part, 40 of each of three classes one after the other."""
+    for i in range(120):
+        folder = tmp_path / "in_order" / "abc"[i // 40]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2), (i, 0, 0)).save(folder / f"{i:03d}.png")
+    return str(tmp_path / "in_order")
+
+
+def test_one_row_of_five_is_held_out_where_there_is_no_test_part(in_order):
+    data = DATASETS.build("hub", path=in_order)
+    rows = {name: data.split(name).take(torch.arange(n)) for name, n in (("train", 96), ("test", 24))}
+    assert (len(data.train), len(data.test)) == (96, 24)
+    seen = torch.cat([x[:, 0, 0, 0] for x, _ in rows.values()])
+    assert seen.sort().values.tolist() == [*range(120)]
+    for x, y in rows.values():
+        assert torch.equal(y, x[:, 0, 0, 0] // 40)
+        assert y.unique().tolist() == [0, 1, 2]
+
+
+def test_a_test_part_without_a_class_is_refused(in_order):
+    data = DATASETS.build("hub", path=in_order, train="train[:80%]", test="train[80%:]")
+    with pytest.raises(GenkitError, match=r"'train\[80%:\]' .* has no row of class 'a', .* without `test`"):
+        data.split("test")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
