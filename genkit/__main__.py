@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from genkit.errors import GenkitError, Terminated, choose, printable, too_large, within
 from genkit.processes import alone, locked, rank, together
@@ -170,7 +170,7 @@ def status(argv: Sequence[str] | None) -> int:
         return fail(f"a size is larger than this machine has memory for: {reason}")
     except (KeyboardInterrupt, Terminated) as stop:
         word, code = ("stopped", 130) if isinstance(stop, KeyboardInterrupt) else ("terminated", 143)
-        print(printable("; ".join([f"genkit: {word}", *map(str, stop.args)])), file=sys.stderr)
+        say("; ".join([f"genkit: {word}", *map(str, stop.args)]), sys.stderr)
         return code
 
 
@@ -187,7 +187,7 @@ def command_line(argv: Sequence[str] | None) -> int:
     if arguments.version:
         from genkit import __version__
 
-        print(f"genkit {__version__}")
+        say(f"genkit {__version__}")
         return 0
     if arguments.command is None:
         root.print_help()
@@ -196,11 +196,16 @@ def command_line(argv: Sequence[str] | None) -> int:
     return COMMANDS[arguments.command].run(arguments) or 0
 
 
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Prints a text, to stdout by default, in which a name of a folder may stand."""
+    print(printable(text), file=stream, flush=stream is not None)
+
+
 def fail(message: str) -> int:
     which = ""
     with suppress(GenkitError):  # perhaps just this is what is wrong
         which = f" in process {rank()}" if rank() else ""
-    print(printable(f"genkit: error{which}: {message}"), file=sys.stderr)
+    say(f"genkit: error{which}: {message}", sys.stderr)
     return 2
 
 
@@ -229,7 +234,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         return
     environment = run.environment
     hint = f"; try: genkit sample {folder}" if run.objective.generates else ""
-    print(f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s{hint}")
+    say(f"{folder}: {environment['steps']} steps in {environment['seconds']:.0f} s{hint}")
 
 
 def run_options(one: Parser) -> None:
@@ -385,7 +390,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
     shown = run.show(x.cpu())
     out = arguments.out or Path("samples").with_suffix(suffix(shown, run.spec))
     save_samples(x.cpu(), shown, run.spec, out, **arrays)
-    print(f"{out}: {arguments.n} samples of {run.name}, {how}")
+    say(f"{out}: {arguments.n} samples of {run.name}, {how}")
 
 
 def log_probabilities(found: LogProb) -> tuple[dict[str, Tensor], str]:
@@ -498,7 +503,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     if rank() == 0:
         print_evaluation(run.name, result)
     for error in unkept:
-        print(f"genkit: the result is not kept: {error}", file=sys.stderr)
+        say(f"genkit: the result is not kept: {error}", sys.stderr)
 
 
 def info_options(info: Parser) -> None:
@@ -541,7 +546,7 @@ def run_reproduce(arguments: argparse.Namespace) -> None:
     report, page = compared(comparison, arguments)
     if rank() == 0:
         print_verdicts(report)
-        print(f"report: {page}")
+        say(f"report: {page}")
 
 
 def comparison_options(one: Parser) -> None:
@@ -601,8 +606,8 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         with listening() as listener:
             report = benchmark(run, options, progress=lambda text: listener.message(run.name, text))
         table = write(report, out)
-    print(table.read_text())
-    print(f"table and figures: {out}")
+    say(table.read_text())
+    say(f"table and figures: {out}")
 
 
 def fit_grid_options(grid: Parser) -> None:
@@ -640,16 +645,16 @@ def run_fit_grid(arguments: argparse.Namespace) -> None:
     write_json(arguments.out, found)
     errors = {name: error["held_out"] for name, error in found["errors"].items()}
     best = found["best_other"]
-    print(
+    say(
         f"{arguments.out}: {arguments.steps} steps end {errors['fitted']:.4g} from {found['reference']} on noise held "
         f"out; on {best}, the best of the other grids, {errors[best]:.4g}"
     )
     if errors["fitted"] > errors[best]:
-        print(f"it is fitted to its own noise: take more --samples, or the grid {best}")
+        say(f"it is fitted to its own noise: take more --samples, or the grid {best}")
     options = {"name": solver} if isinstance(solver, str) else solver
     chosen = json.dumps(options | {"grid": {"name": "fitted", "file": str(arguments.out)}})
     which = f" --checkpoint {arguments.checkpoint}" if arguments.checkpoint else ""
-    print(f"try: genkit sample {arguments.run}{which} --steps {arguments.steps} --solver '{chosen}'")
+    say(f"try: genkit sample {arguments.run}{which} --steps {arguments.steps} --solver '{chosen}'")
 
 
 def list_options(list_: Parser) -> None:
@@ -664,13 +669,13 @@ def run_list(arguments: argparse.Namespace) -> None:
         package, name = REGISTRIES[kind]
         registry = getattr(importlib.import_module(package), name)
         if arguments.name is not None:
-            print(registry.describe(arguments.name))
+            say(registry.describe(arguments.name))
             return
         if arguments.kind is None:
-            print(f"{kind}:")
+            say(f"{kind}:")
         width = max(len(entry) for entry in registry.names())
         for entry in registry.names():
-            print(f"  {entry:<{width}}  {registry.summary(entry)}")
+            say(f"  {entry:<{width}}  {registry.summary(entry)}")
 
 
 def check_options(check: Parser) -> None:
@@ -697,7 +702,7 @@ def run_new(arguments: argparse.Namespace) -> None:
     from genkit.testing.starters import write_starter
 
     path = write_starter(arguments.kind, arguments.name, Path.cwd())
-    print(f"{path.name}: try: genkit check {arguments.kind} {arguments.name} --plugin {path.name}")
+    say(f"{path.name}: try: genkit check {arguments.kind} {arguments.name} --plugin {path.name}")
 
 
 COMMANDS = {
@@ -801,9 +806,9 @@ class Bars:
         self._tell(run, step, steps, note)
 
     def message(self, arm: str, text: str) -> None:
-        self._bar(arm, note=text)
+        self._bar(arm, note=printable(text))
         if self.plain:
-            print(f"{arm}: {text}", file=sys.stderr, flush=True)
+            say(f"{arm}: {text}", sys.stderr)
 
     def _tell(self, arm: str, step: int, steps: int, note: str) -> None:
         """A line each tenth of the way, where there are no bars."""
@@ -812,11 +817,11 @@ class Bars:
             self.told[arm] = 0
         if self.plain and tenth > self.told.get(arm, 0):
             self.told[arm] = tenth
-            print(f"{arm}: step {step}/{steps}, {note}", file=sys.stderr, flush=True)
+            say(f"{arm}: step {step}/{steps}, {note}", sys.stderr)
 
     def _bar(self, arm: str, **fields: Any) -> None:
         if arm not in self.tasks:
-            self.tasks[arm] = self.progress.add_task(arm, total=fields.get("total"), note="")
+            self.tasks[arm] = self.progress.add_task(printable(arm), total=fields.get("total"), note="")
         self.progress.update(self.tasks[arm], **fields)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import io
 import itertools
 import json
 import os
@@ -24,8 +25,10 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from rich.console import Console
+from rich.progress import Progress
 
-from genkit.__main__ import main
+from genkit.__main__ import Bars, main
 from genkit.compare.runner import Comparison, kept_evaluation
 from genkit.couplings import COUPLINGS
 from genkit.data.audio import read_wav, write_wav
@@ -411,6 +414,26 @@ def test_a_link_in_the_place_of_a_file_is_replaced(run: Path, tmp_path: Path) ->
     (run / "evaluation.json").symlink_to(mine)
     assert main(commands(run)[1]) == 0
     assert mine.read_text() == "mine"
+
+
+def test_a_name_of_a_folder_commands_no_terminal(run: Path, capsys) -> None:
+    named = run.rename(run.parent / "run\x1b]0;mine\x07")
+    unfinished(named)
+    (named / "evaluation.json").unlink(missing_ok=True)
+    for argv in reversed(commands(named)):
+        assert main(argv) == 0
+    told = capsys.readouterr()
+    assert r"run\x1b]0;mine\x07" in told.out
+    assert r"run\x1b]0;mine\x07: " in told.err
+    assert "\x1b]" not in told.out + told.err
+
+
+def test_a_bar_commands_no_terminal() -> None:
+    screen = io.StringIO()
+    with Progress(console=Console(file=screen, force_terminal=True)) as progress:
+        Bars(progress, plain=False).message("\x1b]0;mine\x07", "\x1b]0;yours\x07")
+    assert "mine" in screen.getvalue()
+    assert "\x1b]" not in screen.getvalue()
 
 
 def test_what_others_have_in_a_run_folder_stays(run: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ from genkit.compare.numbers import (
     unit,
 )
 from genkit.compare.terminal import Terminal
-from genkit.errors import a
+from genkit.errors import a, printable
 from genkit.files import write_json, write_text
 
 COLUMNS = 3  # texts beside each other
@@ -492,12 +492,12 @@ def print_table(report: Json, page: str | Path | None = None, *, console: Consol
     console.print(Text(main_note(report), style="dim"))
     console.print(Text(headline(report)))
     if page is not None:
-        console.print(Text(f"report: {page}", style="bold"), soft_wrap=True)
+        console.print(Text(printable(f"report: {page}"), style="bold"), soft_wrap=True)
 
 
 def print_evaluation(name: str, result: Json, *, console: Console | None = None) -> None:
     """Prints the evaluation of one run: a column for each number of network evaluations, and what else it has."""
-    console = console or Terminal()
+    console, name = console or Terminal(), printable(name)
     floor = result.get("floor") or {}
     print_points(console, f"Samples of {name}", result["points"], floor)
     for unmasker, points in (result.get("unmasking") or {}).items():
