@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from genkit.__main__ import Bars, main
-from genkit.compare.runner import Comparison, kept_evaluation
+from genkit.compare.runner import Comparison, kept_evaluation, result_hash
 from genkit.couplings import COUPLINGS
 from genkit.data.audio import read_wav, write_wav
 from genkit.data.base import Encoded, TensorSplit
@@ -647,6 +647,18 @@ def test_a_damaged_run_is_named_or_whole(name: str, count: int, run: Path, capsy
             assert figures() == expected
             continue
         assert str(run) in (refusal(lambda: load(run)) or str(run))
+
+
+@pytest.mark.parametrize("points", [None, 1, [1], [{}], [{"nfe": 1, "sliced_wasserstein": "x"}]])
+def test_figures_that_evaluation_does_not_write_are_not_kept(points: Any, run: Path) -> None:
+    """Also where their hash is right."""
+    assert main(commands(run)[1]) == 0
+    path = run / "evaluation.json"
+    kept = json.loads(path.read_text())
+    assert kept_evaluation(path, run / "samples.safetensors", kept["key"]) == kept["result"]
+    kept["result"]["points"] = points
+    path.write_text(json.dumps({**kept, "hash": result_hash(kept["result"])}))
+    assert kept_evaluation(path, run / "samples.safetensors", kept["key"]) is None
 
 
 def test_a_sound_of_too_many_bits(tmp_path: Path) -> None:

@@ -478,10 +478,18 @@ def kept_evaluation(path: Path, samples: Path, key: str) -> dict[str, Any] | Non
         kept = json.loads(ending(path).read_text())
         with safe_open(ending(samples), framework="pt") as file:
             keys = {kept["key"], (file.metadata() or {}).get("key")}
-        whole = kept["hash"] == result_hash(kept["result"])
-        return kept["result"] if keys == {key} and whole else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
+        result = kept["result"]
+        whole = kept["hash"] == result_hash(result) and all(figures(point) for point in result["points"])
+        return result if keys == {key} and whole else None
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
         return None
+
+
+def figures(point: Mapping[str, Any]) -> bool:
+    """Whether it is what `evaluate` measures at one number of steps: what is no label is no text."""
+    return "nfe" in point and not any(
+        isinstance(value, str) for name, value in point.items() if name not in ("steps", "setting")
+    )
 
 
 def result_hash(result: Any) -> str:
