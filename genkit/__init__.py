@@ -3,6 +3,7 @@
 import genkit
 run = genkit.load("runs/digits/fm-ot")
 images = run.sample(64, steps=4, solver="heun").x
+run = genkit.train(genkit.Recipe.load("recipe.yaml"), "runs/mine")
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genkit.recipe import Recipe, Run, load
+    from genkit.recipe import Recipe, Run, load, train
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "Run", "load"]
+__all__ = ["Recipe", "Run", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:  # torch and the rest are imported when they are needed

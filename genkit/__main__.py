@@ -312,7 +312,7 @@ def log_prob_options(likelihood: argparse._ArgumentGroup) -> None:
         "--log-prob",
         action="store_true",
         default=None,
-        help="tell their mean and range; .safetensors holds all, in nats",
+        help="tell their mean and range, of the samples as encoded; .safetensors holds all, in nats",
     )
     likelihood.add_argument(
         "--divergence", help="of flows of pairs: auto (exact up to 16 dimensions), exact or hutchinson"
@@ -397,7 +397,8 @@ def log_probabilities(found: LogProb) -> tuple[dict[str, Tensor], str]:
     """As arrays, and in words."""
     value = found.value.cpu()
     arrays = {"log_prob": value}
-    words = f"log-probability {value.mean():.4g} nats on average, from {value.min():.4g} to {value.max():.4g}"
+    words = f"log-probability of the samples as encoded {value.mean():.4g} nats on average, "
+    words += f"from {value.min():.4g} to {value.max():.4g}"
     if found.stderr is not None:
         arrays["log_prob_stderr"] = found.stderr.cpu()
         words += f", each with a standard error of about {found.stderr.median():.2g}"

@@ -552,7 +552,8 @@ class Run:
             values these, (n, K) for each sample, or None for the conditions of the test rows in turn.
         prompt, task: what is given of each sample, in the words of the data set (see its `given`).
         resolution, points: the side of images, or the number of points of clouds, of models that can change it.
-        divergence, probes: of the log-probability of flows of pairs (see `LikelihoodOptions`).
+        return_log_prob: with the log-density of each sample as encoded (levels are cells of [-1, 1]), which for levels
+            is not that of `Run.log_prob`. divergence, probes: of that of flows of pairs (see `LikelihoodOptions`).
         """
         objective = self.sized(resolution, points)
         sampler = self.sampler(
@@ -636,10 +637,29 @@ class Run:
         """Samples x (N, *shape) as pictures, texts or sounds."""
         return self.dataset.show(x)
 
-    def log_prob(self, x: Tensor, y: Tensor | None = None, *, seed: int = 0, **options: Any) -> LogProb:
-        """Log-probability (B,) in nats of data as the data set stores them; `options` go to the objective."""
+    def log_prob(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        solver: Solver | str | Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        divergence: str | None = None,
+        probes: int | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> LogProb:
+        """Log-probability (B,) in nats of data as the data set stores them; `options` go to the objective.
+
+        solver (by default rk4), steps (of it 32), divergence, probes: of flows of pairs (see `LikelihoodOptions`).
+        """
+        asked = {"solver": solver, "steps": steps, "divergence": divergence, "probes": probes}
+        given = self._log_prob_options(True, **asked)
+        paced = {"steps": given.pop("steps")} if "steps" in given else {}
+        if (chosen := given.pop("solver", "rk4" if paced else None)) is not None:
+            given["sampler"] = SOLVERS.build(chosen, **paced)
         generator = keyed_generator(seed, "log_prob", device=self.objective.device)
-        return self.objective.log_prob(x, y, generator=generator, **options)
+        return self.objective.log_prob(x, y, generator=generator, **given, **options)
 
 
 def draw(

@@ -315,7 +315,9 @@ def test_samples_with_their_log_probability(capsys, compared, tmp_path):
     refused(capsys, [*nf, "--probes", "3"], "'normalizing_flow' takes no probes")
     assert not out.exists()
     assert main([*fm, "--log-prob", "--probes", "3", "--solver", "dpmpp"]) == 0
-    assert "nats on average" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "log-probability of the samples as encoded" in told
+    assert "nats on average" in told
     held = load_file(out)
     assert held["log_prob"].shape == held["log_prob_stderr"].shape == (3,)
 

@@ -864,6 +864,24 @@ def test_a_flow_of_pairs_takes_no_unmasker(run: Path) -> None:
         load(run).sample(2, temperature=0.5)
 
 
+def test_the_likelihood_of_a_flow_takes_its_solver_and_steps(run: Path, teacher: Path) -> None:
+    loaded = load(run)
+    x, _ = loaded.dataset.test.take(torch.arange(4))
+    found = loaded.log_prob(x, solver="heun", steps=3, divergence="hutchinson", probes=2, tolerance=None)
+    heun = {"name": "heun", "steps": 3}
+    other = loaded.log_prob(x, sampler=heun, divergence="hutchinson", probes=2, tolerance=None)
+    assert torch.equal(found.value, other.value)
+    assert torch.equal(loaded.log_prob(x).value, loaded.log_prob(x, solver="rk4", steps=32).value)
+    assert torch.equal(loaded.log_prob(x).value, loaded.log_prob(x, steps=32).value)
+    with pytest.raises(GenkitError, match="did you mean 'heun'"):
+        loaded.log_prob(x, solver="hun")
+    with pytest.raises(GenkitError, match="without noise"):
+        loaded.log_prob(x, solver="ancestral")
+    with pytest.raises(GenkitError, match="'normalizing_flow' takes no steps"):
+        load(teacher).log_prob(x, steps=4)
+    assert genkit.train is train
+
+
 def test_log_prob_of_a_run(teacher: Path) -> None:
     loaded = load(teacher)
     assert isinstance(loaded, Run)
