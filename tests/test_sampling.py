@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import warnings
 from pathlib import Path
 
 import numpy
@@ -154,6 +156,22 @@ def test_data_of_another_vocabulary(capsys: pytest.CaptureFixture[str], folder: 
     assert "tokens: ascii" in recipe
     (other / "recipe.yaml").write_text(recipe.replace("tokens: ascii", "tokens: characters"))
     refused(capsys, ["evaluate", str(other)], "another vocabulary", "recipe.yaml")
+
+
+def test_figures_of_data_that_have_changed(folder: Path, tmp_path: Path) -> None:
+    """It is told, and the run can be sampled."""
+    run, text = tmp_path / "run", folder.parent / "words.txt"
+    shutil.copytree(folder, run)
+    options = ["samples=4", "steps=[1]", "likelihood_rows=0"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the data of")
+        assert main(["evaluate", str(run), *options]) == 0
+        (tmp_path / "words.txt").write_text(text.read_text().replace("a", "b"))
+        config = (run / "recipe.yaml").read_text()
+        (run / "recipe.yaml").write_text(config.replace(str(text), str(tmp_path / "words.txt")))
+        assert main(["sample", str(run), "-n", "1", "--steps", "1", "--out", str(tmp_path / "x.txt")]) == 0
+    with pytest.warns(UserWarning, match=r"the data of .*recipe.yaml have changed since run was trained"):
+        assert main(["evaluate", str(run), *options]) == 0
 
 
 def test_continuous_objectives_refuse_symbols_without_order(

@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -441,6 +442,12 @@ def evaluated(
     what they were made from. unkept: told why they could not be written, which else is raised.
     """
     judge = judge or options.judge(run.dataset, options.scorer_of(run))
+    if rank() == 0 and run.environment.get("data_hash", run.dataset.hash) != run.dataset.hash:
+        warnings.warn(
+            f"the data of {run.folder / 'recipe.yaml'} have changed since {run.name} was trained: it is measured "
+            "against what they are now",
+            stacklevel=2,
+        )
     options = options.of(run.recipe, run.objective)
     plain = json.loads(json.dumps(dataclasses.asdict(options), default=repr))
     plain["scorer"] = judge.scorer.hash if judge.scorer else None  # its hash says who it is
