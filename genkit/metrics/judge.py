@@ -38,7 +38,7 @@ class Judge:
         judge.reference                    the test rows that samples are compared with, and their y
         judge.conditions                   the y that samples are to have, those of these rows
         judge.samples(x, y)                {metric: number} of samples x (count, *shape) of the classes or conditions y
-        judge.floors()                     the same of real data: no model can be expected to do better
+        judge.floors()                     the same of real data, one draw: a model may come to lie a little below
         judge.log_probs(parts)             {metric: {...}} of the log-probabilities of test rows
         judge.trajectories(states, times)  {name: number} of the paths of a flow
 
@@ -108,8 +108,9 @@ class Judge:
         return found
 
     def floors(self) -> dict[str, float]:
-        """Training rows in the place of samples, those that come nearest to conditions where there are such; test rows
-        for metrics that compare with the training rows, or with nothing. They are taken once."""
+        """Training rows in the place of samples, of classes as they come, as long as those of the test rows are among
+        them, or those that come nearest to conditions; test rows for metrics that compare with the training rows, or
+        with nothing. They are taken once."""
         return dict(self._floors)
 
     @cached_property
@@ -118,6 +119,8 @@ class Judge:
         test, y = self._rows("test", self.count)
         if self.dataset.spec.condition and y is not None:
             train, of_train = self._nearest(y), y
+        elif y is not None and of_train is not None and not bool(y.isin(of_train).all()):
+            train, of_train = self._of_classes(y)
         found = {name: self._sampled(name, train, of_train) for name in self._reading("samples")}
         found |= {name: float(self._filled[name].compute()["test"]) for name in self._reading("parts")}
         found |= self._alone(test, y) | self._answered(test)
@@ -213,6 +216,13 @@ class Judge:
         of_train = torch.cat([of_rows for _, of_rows in self._train() if of_rows is not None])
         nearest = torch.cat([torch.cdist(part, of_train).argmin(1) for part in y.split(BLOCK)])
         return self._take("train", self._order("train")[nearest])[0]
+
+    def _of_classes(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As many training rows of each class as there are in y (count,), as far as there are."""
+        of_train = torch.cat([of_rows for _, of_rows in self._train() if of_rows is not None])
+        counts = zip(*y.unique(return_counts=True), strict=True)
+        rows = torch.cat([(of_train == label).nonzero()[:count, 0] for label, count in counts])
+        return self._take("train", self._order("train")[rows])
 
     def _train(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """All training rows, so many at a time that they need little memory."""

@@ -52,6 +52,25 @@ def test_floors_are_at_equal_counts_and_keyed(metrics):
     assert [len(side) for side in seen[-1]] == [4, 4]
 
 
+class Classes(Line):
+    """The same, of twenty classes."""
+
+    spec = DataSpec("classes", (1,), classes=20, class_names=tuple(map(str, range(20))))
+
+    def load(self, name):
+        x = torch.arange(80.0 if name == "train" else 20.0)[:, None]
+        return TensorSplit(x, x[:, 0].long() % 20)
+
+
+def test_a_floor_has_rows_of_the_classes_of_the_test_rows():
+    """Metrics that go class by class need some of each."""
+    floors = Judge(Classes(), 20).floors()
+    assert "class_wasserstein" in floors
+    x, y = Judge(Classes(), 20)._of_classes(torch.arange(20))
+    assert y.sort().values.tolist() == [*range(20)]
+    assert torch.equal(x[:, 0].long() % 20, y)
+
+
 class Given(Line):
     """The same, each number with its negative as a condition; test rows lie beside the training rows."""
 
