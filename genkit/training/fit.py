@@ -157,10 +157,10 @@ def fit(
             callbacks.append(Clipping(options.clip))
         logger = TensorBoardLogger(folder, "tensorboard", "", purge_step=start) if tensorboard else False
         lightning = build_trainer(trainer, options, folder, callbacks, logger)
-        with explained(last, options, lightning.world_size):
+        with explained(last, options, lightning.world_size), stop:
             if start < options.physical.steps:
                 loader = Loader(split, options, seed)
-                with economies(trained.backbone, options), stop, told_once():
+                with economies(trained.backbone, options), told_once():
                     lightning.fit(module, loader, ckpt_path=str(last) if saved else None, weights_only=True)
             else:
                 checkpoint.load_state_dict(saved["callbacks"]["StepCheckpoint"])
