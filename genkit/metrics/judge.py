@@ -119,7 +119,7 @@ class Judge:
         test, y = self._rows("test", self.count)
         if self.dataset.spec.condition and y is not None:
             train, of_train = self._nearest(y), y
-        elif y is not None and of_train is not None and not bool(y.isin(of_train).all()):
+        elif y is not None and of_train is not None and not bool(torch.isin(y, of_train).all()):
             train, of_train = self._of_classes(y)
         found = {name: self._sampled(name, train, of_train) for name in self._reading("samples")}
         found |= {name: float(self._filled[name].compute()["test"]) for name in self._reading("parts")}
