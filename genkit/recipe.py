@@ -79,6 +79,7 @@ class SamplingOptions:
         build_guidance(self.guidance)
 
 
+REFERENCE = re.compile(r"\$\{(\w[\w.\[\]-]*)\}")
 SAMPLERS = ("solver", "unmasker", "inverter")  # in the section sampling: the kind that the objective takes
 SECTIONS: dict[str, type] = {
     "model": ModelOptions,
@@ -124,6 +125,7 @@ def override(config: Any, overrides: Iterable[str], where: str = "") -> Any:
     """
     config = OmegaConf.create(config)
     check_plain(OmegaConf.to_container(config))
+    check_references(OmegaConf.to_container(config), where)
     for text in overrides:
         key, equals, _ = text.partition("=")
         named = re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+)*", key)  # of other keys OmegaConf loses parts
@@ -139,6 +141,7 @@ def override(config: Any, overrides: Iterable[str], where: str = "") -> Any:
             for place in _named(OmegaConf.to_container(given)):
                 OmegaConf.update(config, place, None, merge=False)
             config = OmegaConf.merge(config, given)
+            check_references(OmegaConf.to_container(config))
         except Exception as error:  # OmegaConf's, and those of the YAML reader for the value
             detail = " ".join(str(error).split())
             raise GenkitError(f"the override '{text}' cannot be applied: {detail}") from None
@@ -158,6 +161,20 @@ def _named(config: Any, place: str = "") -> Iterable[str]:
                 yield from _named(value, f"{place}{key}.")
 
 
+def check_references(config: Any, where: str = "") -> None:
+    """Raises GenkitError for a `${}` that stands for something in which there are others: a small file could grow
+    without end. where: before its message."""
+    for key in set(REFERENCE.findall(repr(config))):
+        found = config
+        for part in re.findall(r"[^.\[\]]+", key):
+            if isinstance(found, Mapping):
+                found = {str(name): value for name, value in found.items()}.get(part)
+            elif isinstance(found, list):
+                found = found[int(part)] if part.isdecimal() and int(part) < len(found) else found
+        if "${" in repr(found):
+            raise GenkitError(f"{where}${{{key}}} stands for what has a ${{}} itself: give the value there")
+
+
 def check_plain(value: Any, where: str = "") -> None:
     """Raises GenkitError unless `value` is numbers, texts, lists and mappings, and refers to nothing but itself.
 
@@ -173,7 +190,7 @@ def check_plain(value: Any, where: str = "") -> None:
     elif isinstance(value, str):
         if "\0" in value:
             raise GenkitError(f"{place}a null character")
-        if "${" in re.sub(r"\$\{[\w.\[\]-]+\}", "", value):
+        if "${" in REFERENCE.sub("", value):
             raise GenkitError(
                 f"{place}{value!r} is no ${{section.key}}, and a recipe takes values from nowhere else"
             )

@@ -274,6 +274,26 @@ def test_a_value_may_stand_for_another_of_the_recipe(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "r.yaml", ["data=${model.depth[1]}"])["name"] == "a3-8"
 
 
+@pytest.mark.parametrize("form", ["{0}{0}", "['{0}', '{0}']", "{{x: '{0}', y: '{0}'}}"])
+def test_references_that_grow_without_end_are_refused(form: str, tmp_path: Path) -> None:
+    """Small enough here to be resolved where they are not refused."""
+    lines = ["a0: xxxx", *(f"a{i}: {form.format(f'${{a{i - 1}}}')}" for i in range(1, 5))]
+    (tmp_path / "r.yaml").write_text("\n".join(lines[:2]))
+    assert "xxxx" in str(read_yaml(tmp_path / "r.yaml")["a1"])
+    (tmp_path / "r.yaml").write_text("\n".join(lines))
+    with pytest.raises(GenkitError, match=r"r.yaml: \$\{a[123]\} stands for what has a \$\{\} itself"):
+        read_yaml(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_text("\n".join(lines[:2]))
+    with pytest.raises(GenkitError, match="the override 'b=.*stands for what has"):
+        read_yaml(tmp_path / "r.yaml", ["b=${a1}"])
+
+
+def test_a_reference_is_a_whole_path(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("a: {b: 1, c: '${.b}'}\n")
+    with pytest.raises(GenkitError, match=r"is no \$\{section.key\}"):
+        read_yaml(tmp_path / "r.yaml")
+
+
 def test_aliases_that_grow_without_end_are_refused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
     lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
