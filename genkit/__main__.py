@@ -664,9 +664,11 @@ def list_options(list_: Parser) -> None:
 
 
 def run_list(arguments: argparse.Namespace) -> None:
-    if arguments.kind is not None and arguments.kind not in REGISTRIES:
-        raise choose(arguments.kind, REGISTRIES, "kind of entry")
-    for kind in [arguments.kind] if arguments.kind else REGISTRIES:
+    singular = f"{arguments.kind}s" in REGISTRIES  # as check and new have it
+    given = f"{arguments.kind}s" if singular else arguments.kind
+    if given is not None and given not in REGISTRIES:
+        raise choose(given, REGISTRIES, "kind of entry")
+    for kind in [given] if given else REGISTRIES:
         package, name = REGISTRIES[kind]
         registry = getattr(importlib.import_module(package), name)
         if arguments.name is not None:

@@ -551,6 +551,8 @@ def test_list_shows_the_options_of_an_entry(capsys):
     assert main(["list", "solvers", "heun"]) == 0
     assert "steps: 'int' = 16" in capsys.readouterr().out
     refused(capsys, ["list", "solvers", "huen"], "did you mean 'heun'")
+    assert main(["list", "solver", "heun"]) == 0
+    assert "steps: 'int' = 16" in capsys.readouterr().out
 
 
 def cli(*argv: str, **kwargs) -> subprocess.Popen[str]:

@@ -162,7 +162,7 @@ def read_split(path: str, config: str | None, part: str) -> Any:
     try:
         return datasets.load_dataset(path, config, split=part)
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        names = _splits(path, config)
+        names = [] if isinstance(error, ConnectionError) else _splits(path, config)  # which would wait again
         if names and re.split(r"\W", part)[0] not in names:
             raise choose(part, names, f"split of '{path}'") from error
         where = "is neither a folder here nor to be had from the hub (is the network there?)"

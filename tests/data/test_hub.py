@@ -224,3 +224,16 @@ def test_data_that_are_nowhere(tmp_path):
     for path in ("nobody/nothing", str(tmp_path / "none")):
         with pytest.raises(GenkitError, match=rf"data set '{path}' is neither a folder here nor .* hub"):
             DATASETS.build("hub", path=path).split("train")
+
+
+def test_a_hub_that_is_not_reached_is_asked_once(monkeypatch):
+    asked = []
+
+    def unreached(*args, **kwargs):
+        asked.append(args)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreached)
+    with pytest.raises(GenkitError, match="is neither a folder here nor .*no network"):
+        DATASETS.build("hub", path="nobody/nothing").split("train")
+    assert len(asked) == 1
