@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -89,6 +90,7 @@ SECTIONS: dict[str, type] = {
 }
 KEYS = ("name", "seed", "plugins", "data", "objective", "paper", "expected", *SECTIONS)
 COSTS = ("steps", "seconds", "tokens", "parameters", "backbone_parameters")  # in environment.json, at the end
+SHOWN = 3  # of the differences between two runs
 # What does not change the trained weights, and so is not part of a run's fingerprint.
 BESIDE = ("name", "plugins", "trainer", "sampling", "paper", "expected")
 
@@ -846,7 +848,8 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
     weights, begun = ((folder / name).exists() for name in ("model.safetensors", "checkpoints/last.ckpt"))
     if (weights or begun) and held and held.get("fingerprint") != fingerprint:
         raise GenkitError(
-            f"{folder} holds a run of another recipe, data or teacher: choose another --out, or remove the folder"
+            f"{folder} holds another run{differences(folder, recipe, dataset.hash, teacher)}: choose another --out, or "
+            "remove the folder"
         )
     if weights and not held:
         raise GenkitError(
@@ -919,6 +922,34 @@ def _train(recipe: Recipe, folder: Path, teacher: Run | None, report: Report | N
     if fitted.stopped:  # in its last step: a comparison must not go on to its next arm
         raise stopped_by(fitted.stopped, f"{folder} is trained")
     return Run(folder, recipe, objective, environment)
+
+
+def differences(folder: Path, recipe: Recipe, data_hash: str, teacher: Run | None) -> str:
+    """What of the run in a folder is another than of a recipe, as far as can be told, for an error."""
+    held = read_environment(folder)
+    found = ["its data were others"] if held.get("data_hash") != data_hash else []
+    if (held.get("teacher") or {}).get("hash") != (teacher.hash if teacher else None):
+        found.append("it had another teacher")
+    with suppress(GenkitError, OSError):
+        before = flat(read_yaml(folder / "recipe.yaml"))
+        now = flat(OmegaConf.to_container(OmegaConf.create(recipe.yaml())))
+        keys = [key for key in {**before, **now} if key.split(".")[0] not in BESIDE]
+        found += [
+            f"{key} was {before.get(key, 'not there')}, not {now.get(key, 'there')}"
+            for key in keys
+            if before.get(key) != now.get(key)
+        ]
+    found = found or ["its recipe or plug-ins were others"]
+    return f" ({'; '.join(found[:SHOWN])}{'; ...' if len(found) > SHOWN else ''})"
+
+
+def flat(config: Any, key: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their dotted keys."""
+    if not isinstance(config, Mapping):
+        return {key: config}
+    return {
+        k: v for name, value in config.items() for k, v in flat(value, f"{key}.{name}".lstrip(".")).items()
+    }
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

@@ -535,7 +535,7 @@ def test_an_edited_plugin_is_another_recipe(tmp_path, unregistered, capsys):
     plugin.write_text(code)
     assert main(argv) == 0
     plugin.write_text(code + "# edited\n")
-    refused(capsys, argv, "another recipe")
+    refused(capsys, argv, "another run", "plug-ins were others")
     del COUPLINGS._entries["mine"]
     sys.modules.pop("genkit_plugin_mine")
     refused(capsys, ["sample", str(out), "--out", str(tmp_path / "x.png")], "plug-in 'mine'", "--plugin")

@@ -169,7 +169,7 @@ def test_an_edited_package_is_another_plugin(installed, tmp_path, capsys) -> Non
     forget_installed()
     file = tmp_path / "site/package_of_mine/couplings.py"
     file.write_text(file.read_text() + "# edited\n")
-    refused(capsys, argv, "another recipe")
+    refused(capsys, argv, "another run", "plug-ins were others")
     forget_installed()
 
 
