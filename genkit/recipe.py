@@ -799,6 +799,9 @@ def with_weights(recipe: Recipe, spec: DataSpec, state: Mapping[str, Tensor], we
 def check_fit(recipe: Recipe, spec: DataSpec, state: Mapping[str, Tensor], weights: Path) -> None:
     """Raises GenkitError unless a recipe's model of such data has weights of these names and shapes, before memory is
     taken for it: both come from files."""
+    depth = recipe.config["model"]["depth"]
+    if depth > len(state):  # each layer has some; to build them all, even without memory, takes time
+        raise GenkitError(f"{weights} does not fit {recipe.source}: it has no weights of {depth} layers")
     try:
         wanted = {key: tuple(value.shape) for key, value in recipe.check(spec).state_dict().items()}
     except Exception as error:

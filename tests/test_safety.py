@@ -506,6 +506,13 @@ def test_sizes_that_a_file_declares_take_no_memory(run: Path, tmp_path: Path, ca
         assert "model.safetensors is corrupt" in told(capsys, commands(run)[0])
 
 
+def test_layers_without_weights_are_not_built(run: Path, capsys, monkeypatch) -> None:
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("depth: 1\n", "depth: 100\n"))
+    monkeypatch.setattr("genkit.backbone.transformer.Layer", lambda options: pytest.fail("it was built"))
+    assert "it has no weights of 100 layers" in told(capsys, commands(run)[0])
+
+
 def test_data_that_weights_declare_take_no_memory(run: Path, capsys) -> None:
     weights = run / "model.safetensors"
     with safetensors.safe_open(weights, "pt") as file:
