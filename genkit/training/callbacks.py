@@ -231,7 +231,7 @@ class Watch(Callback):
 class StopOnSignal(Callback):
     """Around Lightning's fit: the first Ctrl-C, SIGTERM, SIGUSR1 (a scheduler's warning) or SIGHUP (a terminal that is
     closed) ends training after the step under way, with a checkpoint; a further one ends it at once, as
-    KeyboardInterrupt or Terminated. Then they mean again what they meant, as those always do that are ignored.
+    KeyboardInterrupt or Terminated. Then they mean again what they meant. Under nohup SIGHUP stays ignored.
 
     Signals within `apart` seconds of the first are that one: schedulers and launchers send theirs more than once.
     `received` is the first signal, None for none, and the same in all processes.
@@ -260,7 +260,8 @@ class StopOnSignal(Callback):
         """Returns what listened before."""
         if threading.current_thread() is not threading.main_thread():
             return {}
-        heard = [number for number in self.signals if signal.getsignal(number) != signal.SIG_IGN]
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heard = [number for number in self.signals if not (nohup and number == signal.SIGHUP)]
         return {number: signal.signal(number, self._stop) for number in heard}
 
     def _stop(self, signum: int, frame: Any) -> None:

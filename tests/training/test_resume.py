@@ -30,6 +30,14 @@ from tests.objectives.models import IMAGES, build, data_of, model_of, model_opti
 CPU = TrainerOptions("cpu")
 
 
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """SIGHUP as it is without nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 class Killed(Exception):
     """Stands for whatever ends a process without a word."""
 
@@ -390,8 +398,7 @@ def test_a_signal_while_processes_agree_ends_the_next_step(
     assert fitted.steps == saved(tmp_path)["global_step"] == 4
 
 
-def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
-    """Such as SIGHUP under nohup."""
+def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         _, fitted, _ = train(tmp_path, before=lambda batch: signal.raise_signal(signal.SIGHUP))
