@@ -141,7 +141,8 @@ def override(config: Any, overrides: Iterable[str], where: str = "") -> Any:
                 if isinstance(held := OmegaConf.select(config, place), str):
                     OmegaConf.update(config, place, {"name": held}, merge=False)
             for place in _named(OmegaConf.to_container(given)):
-                OmegaConf.update(config, place, None, merge=False)
+                if place.count(".") >= key.count("."):  # of the mapping that is given, not one around a name
+                    OmegaConf.update(config, place, None, merge=False)
             config = OmegaConf.merge(config, given)
             check_references(OmegaConf.to_container(config))
         except Exception as error:  # OmegaConf's, and those of the YAML reader for the value
@@ -291,8 +292,9 @@ class Recipe:
             objective.check_guidance(build_guidance(sampling["guidance"]), by_class=by_class)
             return objective
 
-    def fingerprint(self, data_hash: str, teacher_hash: str | None = None) -> str:
-        """SHA-256 (hex) of what the weights are a function of: recipe, data, teacher, plug-ins that are used."""
+    @property
+    def of_weights(self) -> dict[str, Any]:
+        """What of the recipe the weights are a function of, with the hashes of data, teacher and plug-ins."""
         config = {key: value for key, value in self.config.items() if key not in BESIDE}
         beside = ("checkpoint_", "log_", "snapshots")
         training = config["training"]
@@ -302,6 +304,11 @@ class Recipe:
             config["training"] |= {key: training[key] for key in makers}
         config["objective"] = _without(config["objective"], "teacher")  # its hash says who it is
         config["data"] = _without(config["data"], "codec")  # so does that of the data
+        return config
+
+    def fingerprint(self, data_hash: str, teacher_hash: str | None = None) -> str:
+        """SHA-256 (hex) of what the weights are a function of: recipe, data, teacher, plug-ins that are used."""
+        config = self.of_weights
         plugins = plugins_behind(set(_find(config, "name")))
         text = json.dumps([config, data_hash, teacher_hash, plugins], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -934,12 +941,10 @@ def differences(folder: Path, recipe: Recipe, data_hash: str, teacher: Run | Non
     if (held.get("teacher") or {}).get("hash") != (teacher.hash if teacher else None):
         found.append("it had another teacher")
     with suppress(GenkitError, OSError):
-        before = flat(read_yaml(folder / "recipe.yaml"))
-        now = flat(OmegaConf.to_container(OmegaConf.create(recipe.yaml())))
-        keys = [key for key in {**before, **now} if key.split(".")[0] not in BESIDE]
+        before, now = (flat(one.of_weights) for one in (Recipe.load(folder / "recipe.yaml"), recipe))
         found += [
             f"{key} was {before.get(key, 'not there')}, not {now.get(key, 'there')}"
-            for key in keys
+            for key in {**before, **now}
             if before.get(key) != now.get(key)
         ]
     found = found or ["its recipe or plug-ins were others"]

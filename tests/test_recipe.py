@@ -889,3 +889,12 @@ def test_log_prob_of_a_run(teacher: Path) -> None:
     found = loaded.log_prob(x, y)
     assert found.kind == "exact"
     assert torch.allclose(found.value, loaded.objective.log_density(x, y), atol=1e-5)  # type: ignore[operator]
+
+
+def test_a_name_set_alone_leaves_the_options_beside_it() -> None:
+    """Those of the recipe and of overrides before it, whatever the order."""
+    held = {"objective": {"name": "flow_matching", "prediction": "noise"}}
+    for words in (["objective.prediction=data", "objective.name=flow_matching"],):
+        for order in (words, words[::-1]):
+            assert override(held, order) == {"objective": {"name": "flow_matching", "prediction": "data"}}
+    assert override(held, ["objective={name: energy}"]) == {"objective": {"name": "energy"}}

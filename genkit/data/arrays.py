@@ -92,7 +92,7 @@ class Arrays(Dataset):
 
     def values(self, x: Any) -> tuple[Tensor, int | None]:
         """x as a tensor, and the number of its levels, None where it is real-valued."""
-        if x.dtype.kind not in "fiub" or x.ndim not in (2, 3, 4):
+        if x.dtype.kind not in "fiub" or x.dtype.itemsize > 8 or x.ndim not in (2, 3, 4) or not x.size:
             raise GenkitError(
                 f"x is {x.dtype} of shape {x.shape}: rows are numbers (N, D), (N, P, D) or (N, C, H, W)"
             )
@@ -148,7 +148,7 @@ def read_rows(path: Path, y: str | None) -> tuple[Any, Any]:
             held = load(content.getvalue())
     except GenkitError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
         raise GenkitError(f"it cannot be read: {' '.join(str(error).split())}") from None
     for name in ("x", y):
         if name not in (None, "y", *held):
@@ -178,6 +178,10 @@ def of_table(content: io.BytesIO, y: str | None) -> dict[str, Any]:
     if numbers.notna().all() and list(numbers) != list(range(len(numbers))):
         raise GenkitError("the first line of a table has the names of its columns, and here it is of numbers")
     for name in table:
+        if str(name).startswith("Unnamed: "):
+            raise GenkitError(
+                "a column has no name: write the table without its index (index=False), or name it"
+            )
         if table[name].isna().any():
             raise GenkitError(
                 f"line {int(table[name].isna().argmax()) + 2} has no value in the column '{name}'"
@@ -188,6 +192,8 @@ def of_table(content: io.BytesIO, y: str | None) -> dict[str, Any]:
     if y not in (None, "y", *held):
         raise choose(y, map(str, table), "column")
     unnamed(map(str, table), y)
+    if y == "y" and "y" in held and held["y"].dtype.kind == "f":
+        warnings.warn("the column 'y' is a condition of each row; y=null makes it a value of x", stacklevel=2)
     return {**held, "x": table.drop(columns=list(held)).to_numpy()}
 
 
@@ -195,7 +201,7 @@ def meaning(y: Any) -> tuple[Tensor | None, dict[str, Any]]:
     """y as a split has it, and what a spec says of it."""
     if y is None:
         return None, {}
-    if y.ndim > 2 or (y.ndim == 2 and y.dtype.kind not in "fiub"):
+    if y.ndim not in (1, 2) or y.dtype.kind not in ("fiubUSO" if y.ndim == 1 else "fiub"):
         raise GenkitError(f"y is {y.dtype} of shape {y.shape}: classes are (N,), conditions (N,) or (N, K)")
     if y.dtype.kind == "f" or y.ndim == 2:
         known = torch.from_numpy(y.astype(numpy.float32)).reshape(len(y), -1)
