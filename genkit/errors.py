@@ -16,7 +16,8 @@ class GenkitError(ValueError):
 
 
 class Terminated(Exception):
-    """SIGTERM ended a training; says what is left of it. The command line exits with status 143."""
+    """SIGTERM, or another signal but Ctrl-C, ended a training; says what is left of it. The command line exits with
+    status 143."""
 
 
 def stopped_by(number: int, left: str) -> BaseException:

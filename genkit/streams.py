@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import IO, Any, cast
 
 
@@ -52,9 +52,12 @@ def hung_up(stream: IO[str]) -> bool:
 def standard() -> Iterator[None]:
     """stdout that can be written to where it was closed, and stderr as an `Aside`; both escape what they cannot
     encode."""
-    out, aside = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
-    for stream in (out, aside):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    with redirect_stdout(out), redirect_stderr(cast(IO[str], Aside(aside))):
-        yield
+    with ExitStack() as nowhere:
+        out, aside = (
+            stream or nowhere.enter_context(open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr)
+        )
+        for stream in (out, aside):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        with redirect_stdout(out), redirect_stderr(cast(IO[str], Aside(aside))):
+            yield

@@ -132,10 +132,10 @@ def read_rows(path: Path, y: str | None) -> tuple[Any, Any]:
     """The arrays x and y of a file, y None where there is none."""
     if path.suffix not in FORMS:
         raise choose(path.suffix, FORMS, "form of a file of arrays,")
-    content, names = io.BytesIO(read_bytes(path, "the file of arrays")), []
+    content, names = io.BytesIO(read_bytes(path, "the file of arrays")), list[str]()
     try:
         if path.suffix == ".csv":
-            held = of_table(content, y)
+            held, names = of_table(content, y)
         elif path.suffix == ".npy":
             held = {"x": numpy.load(content, allow_pickle=False)}
         elif path.suffix == ".npz":
@@ -169,8 +169,8 @@ def unnamed(names: Iterable[str], y: str | None) -> None:
             )
 
 
-def of_table(content: io.BytesIO, y: str | None) -> dict[str, Any]:
-    """The column y, and all others as x."""
+def of_table(content: io.BytesIO, y: str | None) -> tuple[dict[str, Any], list[str]]:
+    """The column y and all others as x, and the names of all."""
     import pandas
 
     table = pandas.read_csv(content)
@@ -191,10 +191,9 @@ def of_table(content: io.BytesIO, y: str | None) -> dict[str, Any]:
     held = {str(name): table[name].to_numpy() for name in table if name == y}
     if y not in (None, "y", *held):
         raise choose(y, map(str, table), "column")
-    unnamed(map(str, table), y)
     if y == "y" and "y" in held and held["y"].dtype.kind == "f":
         warnings.warn("the column 'y' is a condition of each row; y=null makes it a value of x", stacklevel=2)
-    return {**held, "x": table.drop(columns=list(held)).to_numpy()}
+    return {**held, "x": table.drop(columns=list(held)).to_numpy()}, list(map(str, table))
 
 
 def meaning(y: Any) -> tuple[Tensor | None, dict[str, Any]]:

@@ -213,16 +213,22 @@ class Judge:
 
     def _nearest(self, y: Tensor) -> Tensor:
         """For each of the conditions y (count, K) the training row whose condition is nearest."""
-        of_train = torch.cat([of_rows for _, of_rows in self._train() if of_rows is not None])
+        of_train = self._of_train()
         nearest = torch.cat([torch.cdist(part, of_train).argmin(1) for part in y.split(BLOCK)])
         return self._take("train", self._order("train")[nearest])[0]
 
     def _of_classes(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """As many training rows of each class as there are in y (count,), as far as there are."""
-        of_train = torch.cat([of_rows for _, of_rows in self._train() if of_rows is not None])
+        of_train = self._of_train()
         counts = zip(*y.unique(return_counts=True), strict=True)
         rows = torch.cat([(of_train == label).nonzero()[:count, 0] for label, count in counts])
         return self._take("train", self._order("train")[rows])
+
+    def _of_train(self) -> Tensor:
+        """The classes or conditions of all training rows, in their order, without reading the rows themselves."""
+        y = self.dataset.split("train").y
+        assert y is not None
+        return y.cpu()[self._order("train")]
 
     def _train(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """All training rows, so many at a time that they need little memory."""
